@@ -1,0 +1,66 @@
+"""How levels, numbers and guarantees are written, the same in figures, tables and sentences."""
+
+from __future__ import annotations
+
+import math
+
+from privguard.reporting.frontier import FrontierRow
+
+
+def short_number(value: float) -> str:
+    """At most three digits, powers of ten as 1e-3: 0.1, 0.03, 1e-3, 30, 1e4."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 0.01 <= abs(value) < 10_000:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def level_text(row: FrontierRow) -> str:
+    """The level alone, e.g. '0.1'; empty without one."""
+    return "" if row.level is None else short_number(row.level)
+
+
+def candidate_text(row: FrontierRow) -> str:
+    """Defence and level, e.g. 'gaussian at variance 0.1'."""
+    if row.undefended:
+        return "no defence"
+    if row.level is None:
+        return row.defense
+    return f"{row.defense} at {row.level_name or 'level'} {level_text(row)}"
+
+
+def interval_text(mean: float | None, low: float | None, high: float | None) -> str:
+    """'0.42 [0.38, 0.47]', or a dash where it was not measured."""
+    if mean is None:
+        return "–"
+    if low is None or high is None:
+        return f"{_digits(mean)} [unbounded]"
+    return f"{_digits(mean)} [{_digits(low)}, {_digits(high)}]"
+
+
+def guarantee_text(row: FrontierRow) -> str:
+    """The formal claim of a level: epsilon with its unit, or that there is none."""
+    if row.epsilon is None:
+        return "no formal guarantee"
+    delta = "" if row.delta is None else f", δ = {short_number(row.delta)}"
+    unit = f" per {row.privacy_unit}" if row.privacy_unit else ""
+    return f"ε = {short_number(row.epsilon)}{delta}{unit}"
+
+
+def release_text(row: FrontierRow) -> str:
+    """'probe, batch 1'."""
+    return f"{row.release}, batch {row.batch_size}"
+
+
+def return_text(value: float | None) -> str:
+    """A raw return with at most one decimal."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def _digits(value: float) -> str:
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text
