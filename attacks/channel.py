@@ -1,0 +1,89 @@
+"""What a defence did to the gradient on its way to the server, as far as the server knows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+RESCALING = frozenset({"clip", "dp-sgd"})
+ZEROING = frozenset({"topk"})
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The known law of the received gradient given the true one (Kerckhoffs' principle).
+
+    Attributes:
+        noise_std: standard deviation of the Gaussian noise on each coordinate of the received
+            gradient, in gradient units. An upper bound where clipping follows the noise.
+        mechanisms: the defence's own description in the order of application, one plain mapping
+            each: ``{"mechanism": name, **parameters}``.
+
+    Raises:
+        ValueError: if ``noise_std`` is negative or not finite, or a mechanism has no name.
+    """
+
+    noise_std: float = 0.0
+    mechanisms: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_std(self.noise_std)
+        for mechanism in self.mechanisms:
+            _name(mechanism)
+
+    @classmethod
+    def from_description(cls, description: Sequence[Mapping[str, Any]]) -> Channel:
+        """Builds the channel from what a defence says of itself.
+
+        A mechanism may state ``noise_std``, the noise that it adds to one client's gradient;
+        independent noises add in variance. ``secagg`` states ``clients`` k: the server sees the
+        mean of k clients, so the noise before it shrinks by sqrt(k).
+        """
+        variance = 0.0
+        for mechanism in description:
+            variance += _check_std(mechanism.get("noise_std", 0.0)) ** 2
+            if _name(mechanism) == "secagg":
+                clients = mechanism.get("clients")
+                if not isinstance(clients, int) or clients < 1:
+                    raise ValueError(f"secagg needs clients >= 1, got {clients!r}")
+                variance /= clients
+        return cls(math.sqrt(variance), tuple(dict(m) for m in description))
+
+    @property
+    def scale_unknown(self) -> bool:
+        """Whether the gradient may have been multiplied by a factor that the server cannot know."""
+        return any(_name(m) in RESCALING for m in self.mechanisms)
+
+    @property
+    def zeroed(self) -> bool:
+        """Whether a zero in the gradient may mean "not sent" instead of zero."""
+        return any(_name(m) in ZEROING for m in self.mechanisms)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the gradient arrives as the client computed it."""
+        return self.noise_std == 0 and not self.mechanisms
+
+    def __str__(self) -> str:
+        if not self.mechanisms:
+            return f"gaussian(noise_std={self.noise_std:g})" if self.noise_std else "identity"
+        parts = []
+        for mechanism in self.mechanisms:
+            values = ", ".join(f"{k}={v}" for k, v in mechanism.items() if k != "mechanism")
+            parts.append(f"{_name(mechanism)}({values})")
+        return "+".join(parts)
+
+
+def _name(mechanism: Mapping[str, Any]) -> str:
+    name = mechanism.get("mechanism")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a mechanism needs a name under the key 'mechanism', got {mechanism!r}")
+    return name
+
+
+def _check_std(value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"noise_std must be a finite number >= 0, got {value!r}")
+    return float(value)
