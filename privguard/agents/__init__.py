@@ -1,0 +1,67 @@
+"""The learners: losses that clients differentiate, and how their policies act."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attacks.transitions import Transitions
+from privguard.agents.dqn import DoubleDQN
+from privguard.agents.td3 import TD3
+from privguard.spec import DQNSettings, TD3Settings
+
+
+class Agent(Protocol):
+    """What the federation asks of a learner."""
+
+    shared: nn.ModuleDict
+    """The networks whose gradients clients share."""
+    weights: Tensor
+    """(P,) all shared parameters, in ``named_parameters`` order; the modules are views of it."""
+    target_weights: Tensor
+    """(P,) the target networks' parameters, likewise."""
+
+    def act(self, states: np.ndarray) -> np.ndarray: ...
+
+    def explore(
+        self, greedy: np.ndarray, noise: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+    def random_action(self, rng: np.random.Generator) -> np.ndarray: ...
+
+    def zero_action(self) -> np.ndarray: ...
+
+    def td_target(self, z: Transitions) -> Tensor: ...
+
+    def losses(self, z: Transitions, target: Tensor) -> Tensor: ...
+
+    def loss(self, shared: nn.Module, z: Transitions) -> Tensor: ...
+
+    def learning_rates(self) -> list[tuple[int, int, float]]: ...
+
+    def update_targets(self) -> None: ...
+
+
+def make_agent(
+    env: gym.Env,
+    settings: TD3Settings | DQNSettings,
+    discount: float,
+    generator: torch.Generator,
+) -> Agent:
+    """The learner that ``settings`` describe, for ``env``'s spaces.
+
+    Raises:
+        TypeError: the action space does not suit the learner.
+    """
+    assert env.observation_space.shape is not None
+    state_size = int(np.prod(env.observation_space.shape))
+    space = env.action_space
+    if isinstance(settings, TD3Settings) and isinstance(space, gym.spaces.Box):
+        return TD3(state_size, space.low, space.high, settings, discount, generator)
+    if isinstance(settings, DQNSettings) and isinstance(space, gym.spaces.Discrete):
+        return DoubleDQN(state_size, int(space.n), settings, discount, generator)
+    raise TypeError(f"{settings.kind} cannot act in {space}")

@@ -1,0 +1,177 @@
+"""One cell: run attacks on its captured releases and score them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+
+import defenses
+from attacks.attack import Reconstruction
+from attacks.channel import Channel
+from attacks.observation import Observation
+from attacks.prior import Prior
+from attacks.registry import get_attack
+from attacks.scores import Reference, consistency, score
+from attacks.transitions import Template
+from privguard.agents import Agent, make_agent
+from privguard.captures import Capture, CellCaptures
+from privguard.environments import environment_spec, make_environment
+from privguard.federation import Release
+from privguard.records import AttackRecord, Noise, ReleaseKind, TargetScores
+from privguard.seeding import derive_seed, torch_generator
+from privguard.spec import CellSpec
+
+KINDS: tuple[ReleaseKind, ...] = ("probe", "deployed")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What every attack on one cell shares: the adversary's knowledge and the scorer's."""
+
+    cell: CellSpec
+    captures: CellCaptures
+    agent: Agent
+    template: Template
+    prior: Prior
+    reference: Reference
+    knowledge: str
+
+    @classmethod
+    def prepare(cls, cell: CellSpec, captures: CellCaptures) -> Audit:
+        """Fits the prior on the adversary's samples and the scores' scale on the reference set."""
+        assert captures.prior is not None
+        assert captures.reference is not None
+        env = make_environment(cell.env, cell.observation)
+        agent = make_agent(
+            env,
+            cell.agent,
+            environment_spec(cell.env).discount,
+            torch_generator(cell.seed, "initialisation"),
+        )
+        template = _template(env, captures)
+        env.close()
+        known = captures.prior.batch_size
+        return cls(
+            cell=cell,
+            captures=captures,
+            agent=agent,
+            template=template,
+            prior=Prior.fit(captures.prior, template=template, seed=derive_seed(cell.seed, "prior")),
+            reference=Reference.fit(captures.reference, template=template),
+            knowledge=f"samples ({cell.prior_fraction:.1%} of the training data, n={known})",
+        )
+
+    def run(self, name: str, on_progress: Callable[[str], None]) -> list[AttackRecord]:
+        """One attack on every captured release, one record for each kind of release."""
+        return [
+            self._run(name, kind)
+            for kind in KINDS
+            if any(capture.releases[kind] for capture in self.captures.captures)
+            if on_progress(f"{name} on {kind} releases") is None
+        ]
+
+    def _run(self, name: str, kind: ReleaseKind) -> AttackRecord:
+        attack = get_attack(name)
+        targets: list[TargetScores] = []
+        answers: list[Reconstruction] = []
+        seconds = 0.0
+        skipped = ""
+        batch_size = 0
+        for index, capture in enumerate(self.captures.captures):
+            releases = [r for r in capture.releases[kind] if r.truth.batch_size > 0]
+            observations = [self._observe(capture, release, kind) for release in releases]
+            if not observations:
+                continue
+            batch_size = _nominal_batch_size(self.cell, releases[0], kind)
+            skipped = attack.unsupported(observations[0])
+            if skipped:
+                break
+            started = time.perf_counter()
+            found = attack.reconstruct_many(
+                observations, prior=self.prior, seed=derive_seed(self.cell.seed, name, kind, index)
+            )
+            seconds += time.perf_counter() - started
+            answers += found
+            targets += [
+                TargetScores(
+                    capture=index,
+                    round=capture.round,
+                    client=release.members[0],
+                    scores=score(answer, release.truth, self.prior, self.reference),
+                )
+                for answer, release in zip(found, releases, strict=True)
+            ]
+        return AttackRecord(
+            cell_key=self.cell.key,
+            attack=name,
+            release=kind,
+            batch_size=batch_size,
+            knowledge=self.knowledge,
+            targets=targets,
+            skipped=skipped,
+            restarts=consistency(answers, self.template) if answers else {},
+            seconds_per_target=seconds / max(len(targets), 1),
+        )
+
+    def _observe(self, capture: Capture, release: Release, kind: ReleaseKind) -> Observation:
+        """The release as the adversary sees it: the agent holds the weights of that moment."""
+        self.agent.weights.copy_(capture.weights)
+        self.agent.target_weights.copy_(capture.target_weights)
+        nominal = self.cell.probe_batch_size if kind == "probe" else self.cell.agent.batch_size
+        records = release.truth.batch_size
+        # Clients divide by the nominal size, a public constant. Under Poisson sampling the real
+        # count differs; granting it to the adversary is the worst case.
+        scale = nominal * len(release.members) / records
+        gradient, offset = {}, 0
+        for name, parameter in self.agent.shared.named_parameters():
+            part = release.gradient[offset : offset + parameter.numel()]
+            gradient[name] = (scale * part).view(parameter.shape)
+            offset += parameter.numel()
+        description = defenses.parse(self.cell.defense_text).describe(batch_size=nominal)
+        return Observation(
+            model=self.agent.shared,
+            gradient=gradient,
+            loss=self.agent.loss,
+            batch_size=records,
+            template=self.template,
+            channel=Channel.from_description(description),
+        )
+
+
+def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:
+    """Norm of the probes' undefended gradients and of what the defence changes in them."""
+    probes = [release for capture in captures.captures for release in capture.releases["probe"]]
+    if not probes:
+        return None
+    norms = np.array([float(release.undefended.norm()) for release in probes])
+    noise = np.array([float((r.gradient - r.undefended).norm()) for r in probes])
+    noise_norm = float(np.sqrt(np.mean(noise**2)))
+    description = defenses.parse(cell.defense_text).describe(batch_size=cell.probe_batch_size)
+    stds = [entry["noise_std"] for entry in description if "noise_std" in entry]
+    return Noise(
+        gradient_norm=float(norms.mean()),
+        noise_norm=noise_norm,
+        snr=float(np.mean(norms**2)) / noise_norm**2 if noise_norm > 0 else None,
+        noise_std=float(np.sqrt(np.sum(np.square(stds)))) if stds else None,
+    )
+
+
+def _nominal_batch_size(cell: CellSpec, release: Release, kind: ReleaseKind) -> int:
+    one = cell.probe_batch_size if kind == "probe" else cell.agent.batch_size
+    return one * len(release.members)
+
+
+def _template(env: gym.Env, captures: CellCaptures) -> Template:
+    assert captures.reference is not None
+    space = env.action_space
+    if isinstance(space, gym.spaces.Discrete):
+        return captures.reference.template(action_count=int(space.n))
+    assert isinstance(space, gym.spaces.Box)
+    return captures.reference.template(
+        action_low=float(space.low.min()), action_high=float(space.high.max())
+    )
+

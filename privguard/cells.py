@@ -1,0 +1,151 @@
+"""One cell from specification to records: train or resume, capture, attack, score."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from defenses.registry import DefenseInfo, get_defense_info
+from privguard.auditing import Audit, measure_noise
+from privguard.captures import CellCaptures
+from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
+from privguard.spec import CellSpec
+from privguard.store import RunFiles
+from privguard.training import CellTraining, Checkpoint, Progress
+
+_VERSIONED = ("privguard", "torch", "opacus", "gymnasium", "mujoco", "ale-py", "numpy")
+
+OnStage = Callable[[str], None]
+
+
+def run_cell(
+    cell: CellSpec,
+    attacks: Sequence[str],
+    directory: Path,
+    known: CellRecord | None,
+    on_progress: Callable[[Progress], None],
+    on_stage: OnStage,
+) -> tuple[CellRecord, list[AttackRecord]]:
+    """Trains the cell unless ``known`` says that it was, then runs ``attacks`` on its captures.
+
+    A checkpoint that an earlier run left is picked up where it stands.
+    """
+    files = RunFiles(directory)
+    if known is not None and files.has_captures(cell.key):
+        captures = CellCaptures.unpack(*files.load_captures(cell.key))
+        return known, audit_cell(cell, captures, attacks, on_stage)
+    training = CellTraining(cell)
+    saved = files.load_checkpoint(cell.key)
+    if saved is not None:
+        training.restore(Checkpoint(*saved))
+
+    def save(checkpoint: Checkpoint) -> None:
+        files.save_checkpoint(cell.key, checkpoint.tensors, checkpoint.plain)
+
+    on_stage("training")
+    training.run(on_progress, save)
+    files.save_captures(cell.key, *training.captures.pack())
+    record = cell_record(training)
+    training.close()
+    records = audit_cell(cell, training.captures, attacks, on_stage)
+    files.drop_checkpoint(cell.key)
+    return record, records
+
+
+def audit_cell(
+    cell: CellSpec, captures: CellCaptures, attacks: Sequence[str], on_stage: OnStage
+) -> list[AttackRecord]:
+    """Every attack's records on one cell; none if nothing was captured before it broke."""
+    if not attacks or not captures.captures:
+        return []
+    audit = Audit.prepare(cell, captures)
+    return [record for name in attacks for record in audit.run(name, on_stage)]
+
+
+def cell_record(training: CellTraining) -> CellRecord:
+    """What is remembered of a trained cell."""
+    cell = training.cell
+    random_return, zero_return = training.baselines()
+    last = training.evaluations[-cell.budget.final_evaluations :]
+    final = [value for evaluation in last for value in evaluation.returns]
+    state, reason = _state(training, final, random_return)
+    session = training.federation.session
+    swept = _swept_stage(cell)
+    return CellRecord(
+        key=cell.key,
+        env=cell.env,
+        defense=cell.defense_name,
+        level=cell.level,
+        level_name=swept.level if swept else None,
+        private_end=swept.private_end if swept else None,
+        seed=cell.seed,
+        budget=cell.budget.name,
+        state=state,
+        reason=reason,
+        clients=cell.clients,
+        batch_size=cell.agent.batch_size,
+        rounds=training.round,
+        random_return=random_return,
+        zero_return=zero_return,
+        evaluations=training.evaluations,
+        final_returns=final,
+        final_forward_returns=[f for evaluation in last for f in evaluation.forward_returns],
+        noise=measure_noise(cell, training.captures),
+        privacy=_privacy(training),
+        train_seconds=training.seconds,
+        rounds_per_second=training.round / max(training.seconds, 1e-9),
+        bytes_per_round=training.federation.defense.upload_bytes(session.layout.size),
+        versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+        finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _state(
+    training: CellTraining, final: list[float], random_return: float
+) -> tuple[CellState, str]:
+    if training.diverged:
+        return "diverged", f"weights became non-finite by round {training.round}"
+    mean = float(np.mean(final))
+    if mean <= random_return:
+        return "collapsed", f"return {mean:.0f} is not above a random policy's {random_return:.0f}"
+    return "ok", ""
+
+
+def _swept_stage(cell: CellSpec) -> DefenseInfo | None:
+    """The registered defence whose level the cell sets."""
+    for stage in cell.defense.split("+"):
+        if "={level}" in stage:
+            return get_defense_info(stage.split("=")[0])
+    return None
+
+
+def _privacy(training: CellTraining) -> PrivacyStatement:
+    """Epsilon of the client with the largest one, or why there is none."""
+    federation = training.federation
+    accountants = [a for a in federation.accountants if a is not None]
+    if not accountants:
+        return PrivacyStatement(
+            epsilon=None,
+            delta=None,
+            unit=None,
+            accountant=None,
+            assumptions=["no formal guarantee: the defence bounds no record's influence with noise"],
+        )
+    delta = 1 / min(client.replay.size for client in federation.clients)
+    epsilon = max(accountant.epsilon(delta) for accountant in accountants)
+    described = {k: v for entry in federation.defense.describe() for k, v in entry.items()}
+    return PrivacyStatement(
+        epsilon=epsilon if math.isfinite(epsilon) else None,
+        delta=delta,
+        unit="transition (add or remove one), one client",
+        accountant="RDP (Opacus)",
+        noise_multiplier=described["noise_multiplier"],
+        clip_norm=described["clip_norm"],
+        compositions=training.round,
+        assumptions=accountants[0].assumptions(),
+    )

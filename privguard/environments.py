@@ -1,0 +1,117 @@
+"""Environments by short name: the Gymnasium id behind it, its wrappers, its agent and its discount."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+AgentName = Literal["td3", "dqn"]
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """What the trainer must know of an environment before it makes one."""
+
+    name: str
+    gym_id: str
+    agent: AgentName
+    summary: str
+    discount: float = 0.99
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of ``gymnasium.make``."""
+    observations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Other observations on offer: name -> keyword arguments that replace ``options``."""
+    forward_key: str | None = None
+    """The entry of a step's ``info`` that holds the forward part of the reward."""
+    one_hot: bool = False
+    """Discrete observations become one-hot vectors (float32)."""
+
+
+_LOCOMOTION = {"agent": "td3", "forward_key": "reward_forward"}
+
+ENVIRONMENTS: dict[str, EnvironmentSpec] = {
+    spec.name: spec
+    for spec in (
+        EnvironmentSpec(
+            "ant",
+            "Ant-v5",
+            summary="MuJoCo quadruped; 27 numbers, or all 105 with --obs contact",
+            options={"include_cfrc_ext_in_observation": False},
+            observations={"contact": {"include_cfrc_ext_in_observation": True}},
+            **_LOCOMOTION,
+        ),
+        EnvironmentSpec("halfcheetah", "HalfCheetah-v5", summary="MuJoCo runner", **_LOCOMOTION),
+        EnvironmentSpec("hopper", "Hopper-v5", summary="MuJoCo one-legged hopper", **_LOCOMOTION),
+        EnvironmentSpec("walker2d", "Walker2d-v5", summary="MuJoCo biped", **_LOCOMOTION),
+        EnvironmentSpec(
+            "frozenlake",
+            "FrozenLake-v1",
+            "dqn",
+            summary="4x4 grid with one-hot states; tiny, for tests and pseudo-solutions",
+            discount=0.95,
+            options={"is_slippery": False},
+            one_hot=True,
+        ),
+    )
+}
+
+
+def environment_spec(name: str) -> EnvironmentSpec:
+    """The specification of ``name``.
+
+    Raises:
+        ValueError: no such environment; the message suggests the nearest name.
+    """
+    if name not in ENVIRONMENTS:
+        near = difflib.get_close_matches(name.lower(), ENVIRONMENTS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"unknown environment {name!r}{hint} (available: {', '.join(ENVIRONMENTS)})"
+        )
+    return ENVIRONMENTS[name]
+
+
+def make_environment(name: str, observation: str = "default") -> gym.Env:
+    """One Gymnasium environment with float32 vector observations or its native ones.
+
+    Raises:
+        ValueError: unknown environment, or an observation that it does not offer.
+    """
+    import gymnasium as gym
+    import numpy as np
+
+    spec = environment_spec(name)
+    options = dict(spec.options)
+    if observation != "default":
+        if observation not in spec.observations:
+            allowed = ", ".join(["default", *spec.observations])
+            raise ValueError(f"{name} has no observation {observation!r} (allowed: {allowed})")
+        options = dict(spec.observations[observation])
+    if spec.agent == "td3":
+        _silence_mujoco()
+    # The checker re-validates every step; our tests do that once per environment.
+    env = gym.make(spec.gym_id, disable_env_checker=True, **options)
+    if spec.one_hot:
+        env = gym.wrappers.FlattenObservation(env)
+    space = env.observation_space
+    if isinstance(space, gym.spaces.Box) and space.dtype in (np.float64, np.int64):
+        single = gym.spaces.Box(
+            space.low.astype(np.float32), space.high.astype(np.float32), space.shape, np.float32
+        )
+        return gym.wrappers.TransformObservation(env, lambda x: x.astype(np.float32), single)
+    return env
+
+
+def _silence_mujoco() -> None:
+    """Keeps MuJoCo's notices off the terminal and its MUJOCO_LOG.TXT out of the user's directory.
+
+    Without a handler of ours its C code writes both, the first at every HalfCheetah.
+    """
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda message: None)

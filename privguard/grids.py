@@ -1,0 +1,75 @@
+"""From ``--defense NAME[=LEVEL[,LEVEL...]]`` to the levels that a sweep visits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import defenses
+from defenses.registry import get_defense_info
+from privguard.spec import DefenseGrid, defense_text
+
+
+def default_grids(clients: int) -> list[DefenseGrid]:
+    """Every registered defence on its own default grid, the undefended control first."""
+    names = [name for name in defenses.available_defenses() if name != "none"]
+    return [DefenseGrid(template="none", levels=()), *(parse_grid(name, clients) for name in names)]
+
+
+def chosen_grids(texts: Sequence[str], clients: int) -> list[DefenseGrid]:
+    """The grids that the user named; without any, all of them. The control is always included.
+
+    Raises:
+        defenses.DefenseError: one line that says which defence is wrong and what is allowed.
+    """
+    if not texts:
+        return default_grids(clients)
+    grids = [parse_grid(text, clients) for text in texts if text.strip() != "none"]
+    return [DefenseGrid(template="none", levels=()), *grids]
+
+
+def parse_grid(text: str, clients: int) -> DefenseGrid:
+    """The grid written in ``text``; a stage without a level is swept over its default grid.
+
+    Of a composition one stage is swept: the one with several levels or without one, otherwise the
+    last that has a level. ``secagg`` without a level inside a composition means all clients.
+
+    Raises:
+        defenses.DefenseError: an unknown name, a level out of range, two swept stages, no level.
+    """
+    stages = [part.strip() for part in re.split(r"\+(?=\s*[A-Za-z_])", text)]
+    parsed = [_split_stage(stage) for stage in stages]
+    infos = [get_defense_info(name) for name, _, _ in parsed]
+    several = [
+        i
+        for i, (info, (_, levels, _)) in enumerate(zip(infos, parsed, strict=True))
+        if (levels is not None and "," in levels)
+        or (levels is None and info.level and not (info.optional_level and len(stages) > 1))
+    ]
+    if len(several) > 1:
+        raise defenses.DefenseError(
+            f"--defense {text}: one stage can be swept, not {len(several)}; give the others a level"
+        )
+    with_level = [i for i, (_, levels, _) in enumerate(parsed) if levels is not None]
+    swept = several[0] if several else with_level[-1] if with_level else None
+    if swept is None:
+        defenses.parse(text)
+        return DefenseGrid(template=text.strip(), levels=())
+    name, levels_text, options = parsed[swept]
+    info = infos[swept]
+    if levels_text is None:
+        levels = [level for level in info.grid if name != "secagg" or level <= clients]
+    else:
+        levels = [info.check_level(level.strip()) for level in levels_text.split(",")]
+    stages[swept] = f"{name}={{level}}{options}"
+    grid = DefenseGrid(template="+".join(stages), levels=tuple(dict.fromkeys(levels)))
+    for level in grid.levels:
+        defenses.parse(defense_text(grid.template, level))
+    return grid
+
+
+def _split_stage(stage: str) -> tuple[str, str | None, str]:
+    """``name=levels@options`` as (name, levels or None, '@options' or '')."""
+    head, at, options = stage.partition("@")
+    name, equals, levels = head.partition("=")
+    return name.strip(), levels if equals else None, at + options

@@ -1,0 +1,230 @@
+"""What to compute: validated, hashable specifications that survive a round trip through JSON.
+
+A ``SweepSpec`` expands into ``CellSpec``s, seed by seed over the whole grid, so that a first frontier
+over all defences stands after the first seed. A cell's key is the hash of everything that changes
+its numbers; attacks are not part of it, so a new attack never retrains a policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from privguard.environments import EnvironmentSpec, environment_spec
+
+RECIPE_VERSION = 1
+"""Raised whenever the same specification would give other numbers than before."""
+
+BudgetName = Literal["smoke", "quick", "standard", "full"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Specification(BaseModel):
+    """Base of all specifications: unknown fields are an error, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TD3Settings(Specification):
+    """How the continuous-control agent learns."""
+
+    kind: Literal["td3"] = "td3"
+    hidden: tuple[Positive, ...] = (128, 128)
+    layer_norm: bool = True
+    critic_learning_rate: float = 1e-3
+    actor_learning_rate: float = 1e-3
+    tau: float = 0.01
+    """Share of the way that target networks move each round."""
+    exploration: float = 0.2
+    """Standard deviation of the exploration noise, in half widths of the action box."""
+    exploration_correlation: float = 0.0
+    """Correlation of one step's exploration noise with the step before (AR(1))."""
+    steps_per_round: Positive = 1
+    """Environment steps of each client between two releases."""
+    batch_size: Positive = 64
+
+
+class DQNSettings(Specification):
+    """How the discrete-action agent learns."""
+
+    kind: Literal["dqn"] = "dqn"
+    hidden: tuple[Positive, ...] = (64, 64)
+    layer_norm: bool = False
+    learning_rate: float = 1e-3
+    tau: float = 0.01
+    exploration: float = 0.2
+    """Probability of a random action."""
+    steps_per_round: Positive = 1
+    batch_size: Positive = 32
+
+
+class Budget(Specification):
+    """How long a cell trains and how much of it is captured."""
+
+    name: BudgetName
+    rounds: Positive
+    warmup_steps: Positive
+    """Random steps of each client before the first round."""
+    evaluations: Positive
+    """Moments of evaluation, evenly spread; the last is at the end."""
+    final_evaluations: Positive
+    """How many of the last evaluations make the cell's utility."""
+    episodes: Positive
+    """Greedy episodes of each evaluation."""
+    captures: tuple[float, ...]
+    """Shares of the rounds at which releases are captured; 0 is the first round, 1 the last."""
+    probe_draws: Positive
+    """Probe batches of each client at each capture."""
+    seeds: Positive
+    """Seeds of a sweep unless told otherwise."""
+
+
+_QUICK_ROUNDS = {
+    "ant": 80_000,
+    "halfcheetah": 20_000,
+    "hopper": 30_000,
+    "walker2d": 40_000,
+    "frozenlake": 1_500,
+}
+
+
+def budget(name: BudgetName, env: str) -> Budget:
+    """The budget ``name`` for an environment: all its numbers stand here.
+
+    ``quick`` is the shortest in which the undefended agent really learns, ``standard`` three times
+    that, ``full`` a million environment steps of each client.
+    """
+    warmup = 100 if env == "frozenlake" else 500
+    if name == "smoke":
+        return Budget(
+            name=name,
+            rounds=300,
+            warmup_steps=min(warmup, 200),
+            evaluations=2,
+            final_evaluations=1,
+            episodes=1,
+            captures=(0.0, 1.0),
+            probe_draws=1,
+            seeds=1,
+        )
+    rounds = {
+        "quick": _QUICK_ROUNDS[env],
+        "standard": 3 * _QUICK_ROUNDS[env],
+        "full": 1_000_000,
+    }[name]
+    return Budget(
+        name=name,
+        rounds=rounds,
+        warmup_steps=warmup,
+        evaluations=20,
+        final_evaluations=3,
+        episodes=5,
+        captures=(0.0, 0.5, 1.0),
+        probe_draws=2,
+        seeds=3,
+    )
+
+
+class CellSpec(Specification):
+    """One (environment, defence, level, seed) and everything that changes its numbers."""
+
+    env: str
+    observation: str = "default"
+    defense: str = "none"
+    """The defence with ``{level}`` where its level stands, e.g. ``clip=1.0+gaussian={level}``."""
+    level: float | None = None
+    seed: int = Field(default=0, ge=0)
+    clients: Positive = 4
+    probe_batch_size: Positive = 1
+    prior_fraction: float = Field(default=0.003, ge=0, le=1)
+    """Share of the training data that the adversary holds beforehand."""
+    budget: Budget
+    agent: Annotated[TD3Settings | DQNSettings, Field(discriminator="kind")]
+
+    @property
+    def defense_text(self) -> str:
+        """The defence as ``defenses.parse`` reads it, e.g. ``clip=1.0+gaussian=0.1``."""
+        return defense_text(self.defense, self.level)
+
+    @property
+    def defense_name(self) -> str:
+        """The defence without its level, e.g. ``clip=1.0+gaussian``."""
+        return self.defense.replace("={level}", "")
+
+    @property
+    def key(self) -> str:
+        """Hash of the specification: the same key is the same computation."""
+        text = f"{RECIPE_VERSION}:{self.model_dump_json()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def agent_settings(env: EnvironmentSpec, batch_size: int | None) -> TD3Settings | DQNSettings:
+    """The environment's learning recipe, with another minibatch size if one is given."""
+    settings = TD3Settings() if env.agent == "td3" else DQNSettings()
+    return settings if batch_size is None else settings.model_copy(update={"batch_size": batch_size})
+
+
+class DefenseGrid(Specification):
+    """One defence and the levels that it is swept over, e.g. ``gaussian`` at 0.1 and 1."""
+
+    template: str
+    """What precedes and follows the level, e.g. ``clip=1.0+gaussian={level}@option=2``."""
+    levels: tuple[float, ...]
+    """Empty for a defence without a level."""
+
+def defense_text(template: str, level: float | None) -> str:
+    """The defence ``template`` at ``level``, as ``defenses.parse`` reads it."""
+    return template if level is None else template.format(level=format_level(level))
+
+
+def format_level(level: float) -> str:
+    """The shortest text that reads back as ``level``; whole numbers without a point."""
+    if math.isfinite(level) and level == int(level) and abs(level) < 1e9:
+        return str(int(level))
+    return repr(level)
+
+
+class SweepSpec(Specification):
+    """A whole sweep."""
+
+    env: str
+    observation: str = "default"
+    defenses: tuple[DefenseGrid, ...] = Field(min_length=1)
+    attacks: tuple[str, ...] = Field(min_length=1)
+    seeds: Positive
+    clients: Positive = 4
+    batch_size: Positive | None = None
+    probe_batch_size: Positive = 1
+    budget: BudgetName = "quick"
+
+    @model_validator(mode="after")
+    def _known_environment(self) -> SweepSpec:
+        environment_spec(self.env)
+        return self
+
+    def cells(self) -> list[CellSpec]:
+        """All cells, seed by seed over the whole grid; the undefended one first in each seed."""
+        env = environment_spec(self.env)
+        grid = [
+            (defense.template, level)
+            for defense in sorted(self.defenses, key=lambda defense: defense.template != "none")
+            for level in defense.levels or (None,)
+        ]
+        return [
+            CellSpec(
+                env=self.env,
+                observation=self.observation,
+                defense=template,
+                level=level,
+                seed=seed,
+                clients=self.clients,
+                probe_batch_size=self.probe_batch_size,
+                budget=budget(self.budget, self.env),
+                agent=agent_settings(env, self.batch_size),
+            )
+            for seed in range(self.seeds)
+            for template, level in grid
+        ]
