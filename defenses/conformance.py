@@ -1,0 +1,231 @@
+"""One suite that every defence must pass, ours and third-party: ``check_defense("name=level")``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from defenses.pipeline import Defense, parse
+from defenses.session import Session
+
+CLIENTS = 4
+BATCH_SIZE = 8
+REPEATS = 400
+"""Draws behind the comparison of two distributions."""
+
+
+class ConformanceError(AssertionError):
+    """What a defence does wrong, one line per failure."""
+
+
+@dataclass
+class _Case:
+    """A tiny model, the clients' stacked minibatches and a loss through them."""
+
+    module: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    owner: Tensor
+
+    def losses(self, rows: Tensor | slice) -> Tensor:
+        """Squared errors, (len(rows),)."""
+        return 0.5 * (self.module(self.inputs[rows]).squeeze(-1) - self.targets[rows]) ** 2
+
+
+def check_defense(text: str) -> None:
+    """Binds the defence ``text`` to a small network and checks what every defence must keep.
+
+    Checked: plain-data description; shapes and finiteness; reproducibility from the generator and
+    no use of the global one; an untouched module; the memory of error feedback; empty minibatches;
+    ``mean_release`` against ``release`` if additive; aggregation; a clean close.
+
+    Raises:
+        DefenseError: the text is no defence.
+        ConformanceError: a check failed; the message lists all failures.
+    """
+    defense = parse(text)
+    failures = []
+    for name, check in _CHECKS.items():
+        try:
+            failures += [f"{name}: {failure}" for failure in check(defense)]
+        except Exception as error:  # noqa: BLE001  (reported with the other failures)
+            failures.append(f"{name}: raised {type(error).__name__}: {error}")
+    if failures:
+        lines = "\n".join(f"  - {failure}" for failure in failures)
+        raise ConformanceError(f"{defense.text} does not conform:\n{lines}")
+
+
+def _case(rows_per_client: int = BATCH_SIZE) -> _Case:
+    generator = torch.Generator().manual_seed(7)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        module = nn.Sequential(
+            nn.Linear(5, 12),
+            nn.LayerNorm(12, elementwise_affine=False),
+            nn.ReLU(),
+            nn.Linear(12, 1),
+        )
+    rows = CLIENTS * rows_per_client
+    return _Case(
+        module,
+        torch.randn(rows, 5, generator=generator),
+        torch.randn(rows, generator=generator),
+        torch.arange(CLIENTS).repeat_interleave(rows_per_client),
+    )
+
+
+def _bind(defense: Defense, case: _Case, seed: int = 0) -> Session:
+    generator = torch.Generator().manual_seed(seed)
+    return defense.bind(case.module, clients=CLIENTS, batch_size=BATCH_SIZE, generator=generator)
+
+
+def _describes_itself(defense: Defense) -> Iterator[str]:
+    described = defense.describe(batch_size=BATCH_SIZE)
+    if json.loads(json.dumps(described, allow_nan=False)) != described:
+        yield "describe() is not plain data that survives JSON"
+    for entry in described:
+        for key in ("mechanism", "stage", "formal_guarantee"):
+            if key not in entry:
+                yield f"describe() lacks {key!r}: {entry}"
+    if parse(defense.text).text != defense.text or parse(defense.text) != defense:
+        yield "text does not parse back to the same defence"
+    if (defense.accountant() is None) and any(e.get("formal_guarantee") for e in described):
+        yield "claims a formal guarantee without an accountant"
+    if defense.upload_bytes(1000) <= 0:
+        yield "upload_bytes is not positive"
+
+
+def _releases_are_sound(defense: Defense) -> Iterator[str]:
+    case = _case()
+    with _bind(defense, case) as session:
+        releases = session.release(case.losses, case.owner, session.new_memory())
+        if releases.shape != (CLIENTS, session.layout.size):
+            yield f"release has shape {tuple(releases.shape)}"
+        if not releases.isfinite().all():
+            yield "release is not finite"
+        if releases.requires_grad:
+            yield "release carries a graph"
+        empty = session.release(
+            lambda rows: case.losses(torch.arange(0)), case.owner[:0], session.new_memory()
+        )
+        if empty.shape != releases.shape or not empty.isfinite().all():
+            yield "release of an empty minibatch is not finite (clients, P)"
+
+
+def _is_reproducible(defense: Defense) -> Iterator[str]:
+    def draw(seed: int) -> Tensor:
+        case = _case()
+        with _bind(defense, case, seed) as session:
+            return session.aggregate(session.release(case.losses, case.owner)).mean
+
+    before = torch.get_rng_state()
+    first, second = draw(0), draw(0)
+    if not torch.equal(first, second):
+        yield "two releases from equally seeded generators differ"
+    if not torch.equal(before, torch.get_rng_state()):
+        yield "the global random generator was used"
+
+
+def _leaves_module_alone(defense: Defense) -> Iterator[str]:
+    case = _case()
+    before = copy.deepcopy(case.module)
+    marked = next(case.module.parameters())
+    marked.grad = torch.ones_like(marked)
+    session = _bind(defense, case)
+    session.release(case.losses, case.owner)
+    if defense.additive:
+        session.mean_release(case.losses, case.owner)
+    session.undefended(case.losses, case.owner)
+    case.losses(slice(None))  # a forward pass of someone else
+    session.release(case.losses, case.owner)
+    session.close()
+    for (name, old), new in zip(before.named_parameters(), case.module.parameters(), strict=True):
+        if not torch.equal(old, new) or old.requires_grad != new.requires_grad:
+            yield f"parameter {name!r} changed"
+        expected = torch.ones_like(new) if new is marked else None
+        if (new.grad is None) != (expected is None):
+            yield f".grad of {name!r} changed"
+        if set(vars(new)) != set(vars(old)):
+            yield f"attributes left on parameter {name!r}: {sorted(vars(new))}"
+    if marked.grad is None or not torch.equal(marked.grad, torch.ones_like(marked)):
+        yield ".grad of the caller was overwritten"
+    for name, layer in case.module.named_modules():
+        if layer._forward_hooks or layer._backward_hooks:
+            yield f"hooks left on module {name!r} after close()"
+    marked.grad = None
+    copy.deepcopy(case.module)
+
+
+def _keeps_memory(defense: Defense) -> Iterator[str]:
+    case = _case()
+    with _bind(defense, case) as session:
+        memory = session.new_memory()
+        if any(transform.uses_memory for transform in defense.transforms) != (memory is not None):
+            yield "new_memory() does not match the transforms"
+        if memory is None:
+            return
+        if memory.shape != (CLIENTS, session.layout.size) or memory.any():
+            yield "new_memory() is not (clients, P) of zeros"
+        session.release(case.losses, case.owner)
+        if memory.any():
+            yield "release without memory changed a memory"
+
+
+def _mean_matches_releases(defense: Defense) -> Iterator[str]:
+    case = _case()
+    with _bind(defense, case) as session:
+        if not defense.additive:
+            try:
+                session.mean_release(case.losses, case.owner)
+            except ValueError:
+                return
+            yield "mean_release did not refuse although not additive"
+            return
+        means = torch.stack([session.mean_release(case.losses, case.owner) for _ in range(REPEATS)])
+        singles = torch.stack(
+            [session.release(case.losses, case.owner).mean(0) for _ in range(REPEATS)]
+        )
+    if means.shape[1:] != (session.layout.size,):
+        yield f"mean_release has shape {tuple(means.shape[1:])}"
+    # Averages over draws may differ by 6 standard errors, or by rounding without any noise.
+    spread = singles.std(0).mean().item()
+    gap = (means.mean(0) - singles.mean(0)).abs().max().item()
+    if gap > 6 * spread * math.sqrt(2 / REPEATS) + 1e-6 * singles.abs().max().item() + 1e-7:
+        yield f"mean_release and release.mean(0) differ in the mean by {gap:.3g}"
+    ratio = means.std(0).mean().item() / spread if spread > 1e-7 else 1.0
+    if not 0.95 < ratio < 1.05:
+        yield f"mean_release has {ratio:.3f} times the standard deviation of release.mean(0)"
+
+
+def _aggregates(defense: Defense) -> Iterator[str]:
+    case = _case()
+    with _bind(defense, case) as session:
+        releases = session.release(case.losses, case.owner)
+        aggregate = session.aggregate(releases)
+    tolerance = 1e-5 * releases.abs().max().item() + 1e-7
+    if not torch.allclose(aggregate.mean, releases.mean(0), rtol=0, atol=tolerance):
+        yield "the aggregate's mean is not the mean of the releases"
+    members = sorted(member for view in aggregate.views for member in view.members)
+    if members != list(range(CLIENTS)):
+        yield f"views cover the clients {members}"
+    for view in aggregate.views:
+        mean = releases[list(view.members)].mean(0)
+        if not torch.allclose(view.mean, mean, rtol=0, atol=tolerance):
+            yield f"the view of clients {view.members} is not their mean"
+
+
+_CHECKS: dict[str, Callable[[Defense], Iterator[str]]] = {
+    "description": _describes_itself,
+    "release": _releases_are_sound,
+    "reproducibility": _is_reproducible,
+    "module": _leaves_module_alone,
+    "memory": _keeps_memory,
+    "mean_release": _mean_matches_releases,
+    "aggregation": _aggregates,
+}

@@ -1,0 +1,152 @@
+"""A defence bound to one module: what clients release, and what the server sees of it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from defenses.aggregation import Aggregate, PlainAggregator
+from defenses.client_gradients import ClientGradients
+from defenses.layout import Layout
+from defenses.registry import DefenseError
+from defenses.stages import AdditiveTransform, Aggregator, GradientSource, Losses
+
+if TYPE_CHECKING:
+    from defenses.pipeline import Defense
+
+
+class Session:
+    """Defended gradients of ``clients`` clients that share one module.
+
+    The minibatches of all clients are stacked; ``owner`` (n,), sorted, says whose each row is. A
+    client's mean gradient is the sum over its rows divided by the constant ``batch_size``, never by
+    the realised number of rows, which is private under Poisson sampling and may be 0.
+
+    All randomness comes from the generator given to ``Defense.bind``. Between calls the module
+    is as it was, ``.grad`` included; forward passes elsewhere are allowed while the session is open.
+    """
+
+    layout: Layout
+    """Where each parameter lies in a release."""
+
+    def __init__(
+        self,
+        defense: Defense,
+        module: nn.Module,
+        clients: int,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Use ``Defense.bind``."""
+        if clients < 1 or batch_size < 1:
+            raise DefenseError(
+                f"clients and batch size must be at least 1, not {clients} and {batch_size}"
+            )
+        self.layout = Layout.of(module)
+        if not self.layout.size:
+            raise DefenseError("the module has no parameter that requires a gradient")
+        self.defense = defense
+        self.clients = clients
+        self.batch_size = batch_size
+        self._generator = generator
+        self._device_and_type = next(p for p in module.parameters() if p.requires_grad)
+        self._aggregator: Aggregator = (
+            PlainAggregator()
+            if defense.aggregation is None
+            else defense.aggregation.bind(clients, self.layout.size, generator)
+        )
+        self._undefended = ClientGradients(module, self.layout, clients)
+        self._source: GradientSource = (
+            self._undefended
+            if defense.per_sample is None
+            else defense.per_sample.bind(module, self.layout, clients, generator)
+        )
+
+    def release(
+        self,
+        losses: Losses,
+        owner: Tensor,
+        memory: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Each client's defended mean gradient.
+
+        Args:
+            losses: ``losses(rows)``, the per-sample losses of these rows; see ``defenses.stages``.
+            owner: (n,) sorted LongTensor: the client of each row.
+            memory: (clients, P) from :meth:`new_memory`, updated in place; None: no feedback.
+            batch_size: Divides the sums instead of the session's constant.
+
+        Returns:
+            (clients, P), without a graph.
+        """
+        releases = self._source.per_client(losses, owner, self._divisor(batch_size))
+        for transform in self.defense.transforms:
+            kept = memory if transform.uses_memory else None
+            releases = transform.apply(releases, self.layout, self._generator, kept)
+        return releases
+
+    def mean_release(self, losses: Losses, owner: Tensor, batch_size: int | None = None) -> Tensor:
+        """(P,): equal in distribution to ``release(...).mean(0)``, at the cost of one pass.
+
+        Raises:
+            DefenseError: the defence is not additive.
+        """
+        if not self.defense.additive:
+            raise DefenseError(
+                f"{self.defense.text}: not additive, so the mean needs each client's release"
+            )
+        mean = self._source.mean(losses, owner, self._divisor(batch_size))
+        for transform in self.defense.transforms:
+            assert isinstance(transform, AdditiveTransform)  # what additive says
+            mean = transform.apply_to_mean(mean, self.clients, self._generator)
+        return mean
+
+    def aggregate(self, releases: Tensor) -> Aggregate:
+        """What the server sees of ``releases`` (clients, P) in one round."""
+        return self._aggregator.aggregate(releases)
+
+    def undefended(self, losses: Losses, owner: Tensor, batch_size: int | None = None) -> Tensor:
+        """(clients, P): each client's plain mean gradient, for norms and comparisons."""
+        return self._undefended.per_client(losses, owner, self._divisor(batch_size))
+
+    def new_memory(self) -> Tensor | None:
+        """(clients, P) of zeros if a transform feeds back what it left out, else None."""
+        if not any(transform.uses_memory for transform in self.defense.transforms):
+            return None
+        return self._device_and_type.new_zeros(self.clients, self.layout.size, requires_grad=False)
+
+    @property
+    def nonfinite_count(self) -> int:
+        """Samples dropped so far for a non-finite loss or gradient (per-sample stages only)."""
+        return self._source.nonfinite_count
+
+    @property
+    def saturation_rate(self) -> float:
+        """Share of coordinates so far beyond the range of the aggregation's encoding."""
+        return self._aggregator.saturation_rate
+
+    def close(self) -> None:
+        """Removes everything that was attached to the module."""
+        self._source.close()
+
+    def _divisor(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            return self.batch_size
+        if batch_size < 1:
+            raise DefenseError(f"batch size must be at least 1, not {batch_size}")
+        return batch_size
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
