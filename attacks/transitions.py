@@ -117,7 +117,9 @@ class Transitions:
         if self.terminated.dim() != 1:
             raise ValueError(f"terminated must have shape (B,), got {tuple(self.terminated.shape)}")
         if not self.action.is_floating_point() and self.action.dim() != 1:
-            raise ValueError(f"discrete action must have shape (B,), got {tuple(self.action.shape)}")
+            raise ValueError(
+                f"discrete action must have shape (B,), got {tuple(self.action.shape)}"
+            )
         if not self.terminated.is_floating_point():
             object.__setattr__(self, "terminated", self.terminated.to(self.reward.dtype))
 

@@ -1,0 +1,276 @@
+"""Gradients of many small groups of records, without forming them where possible.
+
+``DenseGradients`` serves models whose released parameters all belong to linear layers that are
+called once. With inputs X (b, n) and pre-activation gradients D (b, m) of one group, the layer's
+gradient is D^T X, so
+
+    ||D^T X||^2 = sum((D D^T) * (X X^T)),    <D^T X, G> = sum((D G) * X),
+
+and its bias adds ones to X. ``LoopGradients`` serves every other model, one group at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from attacks.observation import Observation
+from attacks.transitions import Template, Transitions
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer and the released names of its parameters; None if not released."""
+
+    module: nn.Linear
+    weight: str | None
+    bias: str | None
+
+
+class LinearCalls:
+    """Context manager that records the inputs and outputs of linear layers in a forward pass.
+
+    Calls without gradient are ignored: there the layer computes a constant, such as a target.
+    """
+
+    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        self._modules = modules
+        self._handles: list[RemovableHandle] = []
+        self.calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def __enter__(self) -> LinearCalls:
+        self._handles = [m.register_forward_hook(self._record) for m in self._modules]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            self.calls.append((module, inputs[0], output))
+
+
+class LoopGradients:
+    """Gradients of groups by double backpropagation, for any model and loss."""
+
+    def __init__(self, observations: Sequence[Observation], restarts: int) -> None:
+        self._observation = observations[0]
+        self._parameters = list(observations[0].parameters.values())
+        received = torch.stack([o.flat_gradient() for o in observations])
+        self._received = received.repeat_interleave(restarts, dim=0)
+        self._mask = _surviving(observations[0], self._received)
+        self.target_square = self._received.square().sum(dim=1)
+
+    def __enter__(self) -> LoopGradients:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to undo."""
+
+    def terms(self, z: Transitions) -> tuple[Tensor, Tensor]:
+        """<g~, g> and ||g~||^2 of each group, (G,) each, differentiable in z (G b rows)."""
+        size = self._observation.batch_size
+        dots, squares = [], []
+        for index, received in enumerate(self._received):
+            loss = self._observation.loss(
+                self._observation.model, z[index * size : (index + 1) * size]
+            )
+            grads = torch.autograd.grad(
+                loss, self._parameters, create_graph=True, materialize_grads=True
+            )
+            flat = torch.cat([g.reshape(-1) for g in grads])
+            if self._mask is not None:
+                flat = flat * self._mask[index]
+            dots.append(flat @ received)
+            squares.append(flat @ flat)
+        return torch.stack(dots), torch.stack(squares)
+
+
+class DenseGradients:
+    """Gradients of groups for models made of linear layers, all groups in one pass."""
+
+    def __init__(
+        self, observations: Sequence[Observation], restarts: int, layers: Sequence[LinearLayer]
+    ) -> None:
+        self._observation = observations[0]
+        self._layers = layers
+        self._restarts = restarts
+        self._targets = len(observations)
+        self._received = {
+            name: torch.stack([o.gradient[name] for o in observations]).detach()
+            for name in observations[0].gradient
+        }
+        self._masked = observations[0].channel.zeroed
+        flat = torch.stack([o.flat_gradient() for o in observations]).detach()
+        self.target_square = flat.square().sum(dim=1).repeat_interleave(restarts)
+        self._hooks = LinearCalls([layer.module for layer in layers])
+
+    def __enter__(self) -> DenseGradients:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+
+    def terms(self, z: Transitions) -> tuple[Tensor, Tensor]:
+        """<g~, g> and ||g~||^2 of each group, (G,) each, differentiable in z (G b rows)."""
+        groups = self._targets * self._restarts
+        self._hooks.calls.clear()
+        # The loss is a mean over G b rows: G times it is the sum of the groups' own mean losses.
+        loss = self._observation.loss(self._observation.model, z) * groups
+        seen = {module: (x, out) for module, x, out in self._hooks.calls}
+        outputs = [seen[layer.module][1] for layer in self._layers]
+        deltas = torch.autograd.grad(loss, outputs, create_graph=True)
+        dot = square = loss.new_zeros(groups)
+        for layer, d in zip(self._layers, deltas, strict=True):
+            x = seen[layer.module][0]
+            terms = self._formed_terms if self._masked else self._gram_terms
+            layer_dot, layer_square = terms(layer, x, d)
+            dot, square = dot + layer_dot, square + layer_square
+        return dot, square
+
+    def _gram_terms(self, layer: LinearLayer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's part of both sums; x (G b, n), d (G b, m)."""
+        groups, size = self._targets * self._restarts, self._observation.batch_size
+        per_target = d.reshape(self._targets, -1, d.shape[1])
+        dots = d.new_zeros(len(d))
+        if layer.weight is not None:
+            projected = torch.bmm(per_target, self._received[layer.weight]).reshape(x.shape)
+            dots = dots + (projected * x).sum(dim=1)
+        if layer.bias is not None:
+            bias = self._received[layer.bias][:, :, None]
+            dots = dots + torch.bmm(per_target, bias).reshape(-1)
+        if size == 1:
+            gram = (x * x).sum(dim=1) * (layer.weight is not None) + float(layer.bias is not None)
+            square = (d * d).sum(dim=1) * gram
+        else:
+            rows, deltas = x.reshape(groups, size, -1), d.reshape(groups, size, -1)
+            inputs = torch.bmm(rows, rows.mT) * (layer.weight is not None)
+            gram = inputs + float(layer.bias is not None)
+            square = (torch.bmm(deltas, deltas.mT) * gram).sum(dim=(1, 2))
+        return dots.reshape(groups, size).sum(dim=1), square
+
+    def _formed_terms(self, layer: LinearLayer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The same over surviving coordinates only, which needs the gradients themselves."""
+        groups, size = self._targets * self._restarts, self._observation.batch_size
+        deltas = d.reshape(groups, size, -1)
+        dot = square = d.new_zeros(groups)
+        formed: dict[str | None, Tensor] = {
+            layer.weight: torch.bmm(deltas.mT, x.reshape(groups, size, -1)),
+            layer.bias: deltas.sum(dim=1),
+        }
+        for name, gradient in formed.items():
+            if name is not None:
+                received = self._received[name].repeat_interleave(self._restarts, dim=0)
+                kept = (gradient * (received != 0)).reshape(groups, -1)
+                dot = dot + (kept * received.reshape(groups, -1)).sum(dim=1)
+                square = square + kept.square().sum(dim=1)
+        return dot, square
+
+
+def choose_gradients(
+    observations: Sequence[Observation], restarts: int
+) -> DenseGradients | LoopGradients:
+    """The fastest of both that is valid for these observations, which must share computation."""
+    layers = dense_layers(observations[0])
+    if layers is None:
+        return LoopGradients(observations, restarts)
+    return DenseGradients(observations, restarts, layers)
+
+
+def dense_layers(observation: Observation) -> list[LinearLayer] | None:
+    """The linear layers that own all released parameters, or None if the Gram form is invalid.
+
+    It is tried out on random records: each layer must be called once with two-dimensional input,
+    and D^T X of one record's rows in a batch of two must equal that record's own gradient. This
+    rejects weights used outside their layer and models that mix rows.
+    """
+    layers = linear_layers(observation)
+    names = {n for layer in layers for n in (layer.weight, layer.bias) if n is not None}
+    if names != set(observation.gradient):
+        return None
+    like = next(iter(observation.parameters.values()))
+    z = probe_transitions(observation.template, 2, like)
+    with LinearCalls([layer.module for layer in layers]) as hooks:
+        loss = observation.loss(observation.model, z) * 2
+    seen = {module: (x, out) for module, x, out in hooks.calls}
+    once = len(hooks.calls) == len(seen) == len(layers)
+    if not once or any(x.dim() != 2 or len(x) != 2 for x, _ in seen.values()):
+        return None
+    deltas = torch.autograd.grad(loss, [seen[layer.module][1] for layer in layers])
+    alone = observation.loss(observation.model, z[0])
+    expected = dict(
+        zip(
+            observation.parameters,
+            torch.autograd.grad(
+                alone, list(observation.parameters.values()), materialize_grads=True
+            ),
+            strict=True,
+        )
+    )
+    scale = max(float(g.abs().max()) for g in expected.values())
+    tolerance = scale * torch.finfo(like.dtype).eps ** 0.5
+    for layer, d in zip(layers, deltas, strict=True):
+        x = seen[layer.module][0]
+        formed = {layer.weight: torch.outer(d[0], x[0]), layer.bias: d[0]}
+        for name, gradient in formed.items():
+            if name is not None and not torch.allclose(
+                gradient, expected[name], rtol=0.0, atol=tolerance
+            ):
+                return None
+    return layers
+
+
+def linear_layers(observation: Observation) -> list[LinearLayer]:
+    """All linear layers with released parameters, in the model's order."""
+    found = []
+    for prefix, module in observation.model.named_modules():
+        if isinstance(module, nn.Linear):
+            stem = f"{prefix}." if prefix else ""
+            weight, bias = (
+                name if name in observation.gradient else None
+                for name in (f"{stem}weight", f"{stem}bias")
+            )
+            if weight is not None or bias is not None:
+                found.append(LinearLayer(module, weight, bias))
+    return found
+
+
+def probe_transitions(template: Template, rows: int, like: Tensor) -> Transitions:
+    """Random non-terminal records with all numbers different; discrete actions are relaxed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(rows, *shape, generator=generator, dtype=like.dtype).to(like.device)
+
+    action = draw(*template.action_shape)
+    if template.action_count is not None:
+        action = draw(template.action_count).softmax(dim=-1)
+    return Transitions(
+        state=draw(*template.state_shape),
+        action=action,
+        reward=draw(),
+        next_state=draw(*template.state_shape),
+        terminated=torch.zeros(rows, dtype=like.dtype, device=like.device),
+    )
+
+
+def _surviving(observation: Observation, received: Tensor) -> Tensor | None:
+    return (received != 0).to(received.dtype) if observation.channel.zeroed else None

@@ -1,0 +1,150 @@
+"""Gradient matching: distances between gradients, and the loop that shrinks them.
+
+Everything works on T targets times R restarts of b records each at once: G = T R groups, and fakes
+are one batch of G b rows in target-major order. Groups are independent, because the model treats
+rows independently and Adam treats coordinates independently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from attacks.attack import Reconstruction
+from attacks.gradients import choose_gradients
+from attacks.observation import Observation, gradient_matching_error
+from attacks.transitions import Template, Transitions
+
+Distance: TypeAlias = Literal["l2", "cosine"]
+Penalty: TypeAlias = Callable[[Transitions], Tensor]
+"""Fake transitions (n rows, relaxed actions) to one penalty for each row (n,)."""
+
+
+def match(
+    observations: Sequence[Observation],
+    *,
+    distance: Distance,
+    iterations: int,
+    restarts: int,
+    learning_rate: float,
+    seed: int,
+    penalty: Penalty | None = None,
+) -> list[Reconstruction]:
+    """Fits fake transitions to the received gradients with Adam, from N(0, 1) draws.
+
+    Per group the objective is ||g~ - g||^2 / ||g||^2 ("l2") or 1 - cos(g~, g) ("cosine"), plus the
+    penalty's mean over the group's rows. The learning rate falls to zero along a cosine. Each
+    group keeps its best iterate, each target the restart with the best objective. Fakes are taken
+    as non-terminal, and ``terminated`` is answered NaN. Where the channel drops coordinates, only
+    the surviving ones are compared.
+
+    Args:
+        observations: releases that share model, loss, batch size, template and channel.
+        distance: how gradients are compared.
+        iterations: Adam steps.
+        restarts: random starts of each target; the same draws for every target.
+        learning_rate: Adam's first step size, in the units of states and rewards.
+        seed: of the draws.
+        penalty: regulariser of the fakes.
+    """
+    first = observations[0]
+    size = first.batch_size
+    like = next(iter(first.parameters.values()))
+    codec = _Codec(first.template)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(restarts * size, codec.width, generator=generator, dtype=like.dtype)
+    fakes = draws.to(like.device).repeat(len(observations), 1).requires_grad_(True)
+    optimiser = torch.optim.Adam([fakes], lr=learning_rate)
+    best = fakes.detach().clone()
+    best_value = torch.full((len(observations) * restarts,), math.inf, device=like.device).to(like)
+
+    with choose_gradients(observations, restarts) as gradients:
+        for step in range(iterations):
+            z = codec.decode(fakes)
+            dot, square = gradients.terms(z)
+            value = _distance(distance, dot, square, gradients.target_square)
+            if penalty is not None:
+                value = value + penalty(z).reshape(-1, size).mean(dim=1)
+            better = value.detach() < best_value
+            best_value = torch.where(better, value.detach(), best_value)
+            best = torch.where(better.repeat_interleave(size)[:, None], fakes.detach(), best)
+            (fakes.grad,) = torch.autograd.grad(value.sum(), [fakes])
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / iterations))
+            optimiser.step()
+
+    values = best_value.reshape(len(observations), restarts)
+    answers = best.reshape(len(observations), restarts, size, codec.width)
+    return [_reconstruction(o, codec, answers[t], values[t]) for t, o in enumerate(observations)]
+
+
+def _distance(kind: Distance, dot: Tensor, square: Tensor, target_square: Tensor) -> Tensor:
+    """(G,) distances from <g~, g>, ||g~||^2 and ||g||^2."""
+    tiny = torch.finfo(square.dtype).tiny
+    if kind == "l2":
+        return (square - 2 * dot + target_square) / target_square.clamp_min(tiny)
+    # The Gram form of ||g~||^2 can round below zero.
+    return 1 - dot / (square.clamp_min(tiny) * target_square.clamp_min(tiny)).sqrt()
+
+
+def _reconstruction(
+    observation: Observation, codec: _Codec, answers: Tensor, values: Tensor
+) -> Reconstruction:
+    """Chooses among one target's restarts: answers (R, b, width), values (R,)."""
+    restarts = [codec.finish(a) for a in answers]
+    chosen = int(values.argmin())
+    z = restarts[chosen]
+    gme = gradient_matching_error(observation, _non_terminal(z))
+    unknown = torch.full_like(z.terminated, math.nan)
+    restarts = [_with_terminated(r, unknown) for r in restarts]
+    return Reconstruction(
+        transitions=restarts[chosen],
+        objective=float(values[chosen]),
+        gme=gme,
+        restarts=restarts,
+        notes="terminated assumed 0",
+    )
+
+
+def _non_terminal(z: Transitions) -> Transitions:
+    return _with_terminated(z, torch.zeros_like(z.terminated))
+
+
+def _with_terminated(z: Transitions, terminated: Tensor) -> Transitions:
+    return Transitions(z.state, z.action, z.reward, z.next_state, terminated)
+
+
+class _Codec:
+    """Rows of optimised numbers [state, action or logits, reward, next state] <-> transitions."""
+
+    def __init__(self, template: Template) -> None:
+        self._template = template
+        self._sizes = [template.state_size, template.action_size, 1, template.state_size]
+        self.width = sum(self._sizes)
+
+    def decode(self, rows: Tensor) -> Transitions:
+        """Differentiable fakes; discrete actions as softmax weights (see ``observation``)."""
+        shape = self._template.state_shape
+        state, action, reward, next_state = rows.split(self._sizes, dim=-1)
+        if self._template.discrete:
+            action = action.softmax(dim=-1)
+        else:
+            action = action.reshape(-1, *self._template.action_shape)
+        return Transitions(
+            state=state.reshape(-1, *shape),
+            action=action,
+            reward=reward.squeeze(-1),
+            next_state=next_state.reshape(-1, *shape),
+            terminated=torch.zeros_like(reward.squeeze(-1)),
+        )
+
+    def finish(self, rows: Tensor) -> Transitions:
+        """Final answers: discrete actions int64, everything inside its known range."""
+        z = self.decode(rows)
+        if self._template.discrete:
+            z = Transitions(z.state, z.action.argmax(dim=-1), z.reward, z.next_state, z.terminated)
+        return self._template.clamp(z)

@@ -1,0 +1,236 @@
+"""What the adversary knew about the environment before it saw any gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from attacks.transition_model import TransitionModel
+from attacks.transitions import (
+    Bound,
+    Template,
+    Transitions,
+    bound_tensor,
+    flatten_state,
+    flatten_state_action,
+)
+
+Simulator: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(state (B, *state_shape), action (B, *action_shape)) -> next state and reward (B,)."""
+
+MODEL_LIMIT = 2048
+"""Above this many state coordinates (images) no transition model is learned: s' is taken as s."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Knowledge from samples of the environment, from the environment itself, or none at all.
+
+    Use ``Prior.fit`` or ``Prior.none``. All tensors are float32 unless the samples are float64.
+
+    Attributes:
+        template: shapes and ranges of transitions.
+        samples: number of known transitions; 0 for the zero-knowledge prior.
+        state_mean, state_std: (S,) per flattened state coordinate.
+        next_state_mean: (S,).
+        joint_mean: (D,) of the rows [state, action], discrete actions one-hot.
+        reward_low, reward_high: range of rewards seen; infinite without knowledge.
+        reward_mean, reward_std: moments of the reward.
+        terminated_rate: share of terminal transitions.
+        simulator: steps the public environment, if the adversary can.
+    """
+
+    template: Template
+    samples: int
+    state_mean: Tensor
+    state_std: Tensor
+    next_state_mean: Tensor
+    joint_mean: Tensor
+    reward_low: float
+    reward_high: float
+    reward_mean: float
+    reward_std: float
+    terminated_rate: float
+    simulator: Simulator | None
+    _rows: Tensor
+    _model: TransitionModel | None
+
+    @classmethod
+    def fit(
+        cls,
+        z_known: Transitions,
+        *,
+        template: Template | None = None,
+        simulator: Simulator | None = None,
+        seed: int = 0,
+    ) -> Prior:
+        """Estimates everything from known transitions (one or more); deterministic in ``seed``.
+
+        Give the ``template`` where the samples may not show every discrete action.
+        """
+        if z_known.batch_size < 1:
+            raise ValueError("a prior needs at least one known transition")
+        template = template or z_known.template()
+        z = z_known.to(device="cpu")
+        rows = flatten_state_action(z, template)
+        if rows.shape[1] != template.state_size + template.action_size:
+            raise ValueError("the known transitions do not fit the template")
+        state = flatten_state(z.state, z.reward.dtype)
+        next_state = flatten_state(z.next_state, z.reward.dtype)
+        model = None
+        if template.state_size <= MODEL_LIMIT:
+            model = TransitionModel(rows, state, next_state, z.reward, seed=seed)
+        return cls(
+            template=template,
+            samples=z.batch_size,
+            state_mean=state.mean(dim=0),
+            state_std=_shrunk_std(state),
+            next_state_mean=next_state.mean(dim=0),
+            joint_mean=rows.mean(dim=0),
+            reward_low=float(z.reward.min()),
+            reward_high=float(z.reward.max()),
+            reward_mean=float(z.reward.mean()),
+            reward_std=float(z.reward.std(correction=0)),
+            terminated_rate=float(z.terminated.mean()),
+            simulator=simulator,
+            _rows=rows,
+            _model=model,
+        )
+
+    @classmethod
+    def none(cls, template: Template) -> Prior:
+        """The template alone: means are the middle of finite ranges, else zero; deviations one."""
+        state = _middle(template.state_low, template.state_high, template.state_size)
+        if template.action_count is None:
+            action = _middle(template.action_low, template.action_high, template.action_size)
+        else:
+            action = torch.full((template.action_size,), 1 / template.action_count)
+        joint = torch.cat([state, action])
+        return cls(
+            template=template,
+            samples=0,
+            state_mean=state,
+            state_std=torch.ones_like(state),
+            next_state_mean=state,
+            joint_mean=joint,
+            reward_low=-math.inf,
+            reward_high=math.inf,
+            reward_mean=0.0,
+            reward_std=1.0,
+            terminated_rate=0.0,
+            simulator=None,
+            _rows=joint[None, :0].expand(0, 0),
+            _model=None,
+        )
+
+    @property
+    def grants(self) -> frozenset[str]:
+        """The knowledge that attacks may ask for: of "samples" and "simulator"."""
+        granted = {"samples"} if self.samples else set()
+        if self.simulator is not None:
+            granted.add("simulator")
+        return frozenset(granted)
+
+    @property
+    def knowledge(self) -> str:
+        """The strongest knowledge in words: "none", "samples" or "simulator"."""
+        if self.simulator is not None:
+            return "simulator"
+        return "samples" if self.samples else "none"
+
+    def joint_covariance(self) -> Tensor:
+        """(D, D) covariance of [state, action], correlations shrunk by the OAS estimator.
+
+        Oracle Approximating Shrinkage: Chen, Wiesel, Eldar, Hero, 2010 (arXiv 0907.4698), applied
+        to standardised data. The identity without samples.
+        """
+        size = len(self.joint_mean)
+        if not self.samples:
+            return torch.eye(size)
+        std = _shrunk_std(self._rows)
+        x = (self._rows - self.joint_mean) / std
+        correlation = x.T @ x / self.samples
+        trace, square = float(correlation.trace()), float(correlation.square().sum())
+        excess = square - trace**2 / size
+        weight = 1.0
+        if excess > 0:
+            scale = 1 - 2 / size
+            weight = min(1.0, (scale * square + trace**2) / ((self.samples + scale) * excess))
+        shrunk = (1 - weight) * correlation
+        shrunk.diagonal().fill_(1.0)
+        return shrunk * std[:, None] * std[None, :]
+
+    def transition(self, state: Tensor, action: Tensor) -> Tensor:
+        """Learned f(s, a), differentiable: (B, *state_shape) to the same shape.
+
+        Discrete actions may be int64 or relaxed weights. Without a learned model this is s itself.
+        """
+        if self._model is None:
+            return state
+        return self._learned(self._model, state, action)[0]
+
+    def predict(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Best guess of next state and reward (B,), from the simulator if there is one.
+
+        None without any knowledge of the dynamics.
+        """
+        if self.simulator is not None:
+            return self.simulator(state, action)
+        if self._model is not None:
+            return self._learned(self._model, state, action)
+        if self.samples:
+            return state, torch.full_like(state.reshape(len(state), -1)[:, 0], self.reward_mean)
+        return None
+
+    def mean_transitions(self, batch_size: int, template: Template | None = None) -> Transitions:
+        """The answer of an adversary that ignores the gradient: the mean, the commonest action."""
+        template = template or self.template
+
+        def repeat(row: Tensor, shape: tuple[int, ...]) -> Tensor:
+            return row.reshape(1, *shape).repeat(batch_size, *[1] * len(shape))
+
+        action_row = self.joint_mean[template.state_size :]
+        if template.discrete:
+            action = action_row.argmax().repeat(batch_size)
+        else:
+            action = repeat(action_row, template.action_shape)
+        rewards = self.state_mean.new_full((batch_size,), self.reward_mean)
+        return Transitions(
+            state=repeat(self.state_mean, template.state_shape),
+            action=action,
+            reward=rewards,
+            next_state=repeat(self.next_state_mean, template.state_shape),
+            terminated=torch.full_like(rewards, self.terminated_rate),
+        )
+
+    def _learned(
+        self, model: TransitionModel, state: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        flat = flatten_state(state, self.state_mean.dtype)
+        if self.template.action_count is not None and not action.is_floating_point():
+            action = torch.nn.functional.one_hot(action, self.template.action_count)
+        rows = torch.cat([flat, action.reshape(len(action), -1).to(flat.dtype)], dim=-1)
+        next_state, reward = model(flat, rows)
+        return next_state.reshape(len(flat), *self.template.state_shape), reward
+
+
+def _shrunk_std(x: Tensor) -> Tensor:
+    """(n, K) to (K,): variance with one pseudo-sample of the columns' median positive variance.
+
+    So a coordinate that never moved in n samples keeps a small deviation instead of zero.
+    """
+    variance = x.var(dim=0, correction=0)
+    positive = variance[variance > 1e-12]
+    typical = positive.median() if len(positive) else torch.ones_like(variance[0])
+    return ((variance * len(x) + typical) / (len(x) + 1)).sqrt()
+
+
+def _middle(low: Bound, high: Bound, size: int) -> Tensor:
+    like = torch.zeros(1, size)
+    middle = (bound_tensor(low, like) + bound_tensor(high, like)) / 2
+    return torch.where(torch.isfinite(middle), middle, 0.0).expand(size).clone()
