@@ -60,7 +60,9 @@ class Audit:
             captures=captures,
             agent=agent,
             template=template,
-            prior=Prior.fit(captures.prior, template=template, seed=derive_seed(cell.seed, "prior")),
+            prior=Prior.fit(
+                captures.prior, template=template, seed=derive_seed(cell.seed, "prior")
+            ),
             reference=Reference.fit(captures.reference, template=template),
             knowledge=f"samples ({cell.prior_fraction:.1%} of the training data, n={known})",
         )
@@ -121,6 +123,7 @@ class Audit:
         """The release as the adversary sees it: the agent holds the weights of that moment."""
         self.agent.weights.copy_(capture.weights)
         self.agent.target_weights.copy_(capture.target_weights)
+        self.agent.broadcast.copy_(capture.broadcast)
         nominal = self.cell.probe_batch_size if kind == "probe" else self.cell.agent.batch_size
         records = release.truth.batch_size
         # Clients divide by the nominal size, a public constant. Under Poisson sampling the real
@@ -174,4 +177,3 @@ def _template(env: gym.Env, captures: CellCaptures) -> Template:
     return captures.reference.template(
         action_low=float(space.low.min()), action_high=float(space.high.max())
     )
-

@@ -25,6 +25,8 @@ class Capture:
     round: int
     weights: Tensor
     target_weights: Tensor
+    broadcast: Tensor
+    """What else the server sent in that round (``Agent.broadcast``)."""
     releases: dict[ReleaseKind, list[Release]]
 
 
@@ -49,6 +51,7 @@ class CellCaptures:
             at = f"capture.{index}"
             tensors[f"{at}.weights"] = capture.weights
             tensors[f"{at}.target_weights"] = capture.target_weights
+            tensors[f"{at}.broadcast"] = capture.broadcast
             entry: dict[str, Any] = {"round": capture.round, "releases": {}}
             for kind, releases in capture.releases.items():
                 entry["releases"][kind] = [list(release.members) for release in releases]
@@ -83,6 +86,7 @@ class CellCaptures:
                     entry["round"],
                     tensors[f"{at}.weights"],
                     tensors[f"{at}.target_weights"],
+                    tensors[f"{at}.broadcast"],
                     releases,
                 )
             )

@@ -134,7 +134,9 @@ def _privacy(training: CellTraining) -> PrivacyStatement:
             delta=None,
             unit=None,
             accountant=None,
-            assumptions=["no formal guarantee: the defence bounds no record's influence with noise"],
+            assumptions=[
+                "no formal guarantee: the defence bounds no record's influence with noise"
+            ],
         )
     delta = 1 / min(client.replay.size for client in federation.clients)
     epsilon = max(accountant.epsilon(delta) for accountant in accountants)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from privguard.catalogue import nearest
+from privguard.errors import BadInput
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -65,13 +67,12 @@ def environment_spec(name: str) -> EnvironmentSpec:
     """The specification of ``name``.
 
     Raises:
-        ValueError: no such environment; the message suggests the nearest name.
+        BadInput: no such environment; the message suggests the nearest name.
     """
     if name not in ENVIRONMENTS:
-        near = difflib.get_close_matches(name.lower(), ENVIRONMENTS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"unknown environment {name!r}{hint} (available: {', '.join(ENVIRONMENTS)})"
+        raise BadInput(
+            f"--env {name}: unknown environment{nearest(name, list(ENVIRONMENTS))} "
+            f"(allowed: {', '.join(ENVIRONMENTS)})"
         )
     return ENVIRONMENTS[name]
 
@@ -80,7 +81,7 @@ def make_environment(name: str, observation: str = "default") -> gym.Env:
     """One Gymnasium environment with float32 vector observations or its native ones.
 
     Raises:
-        ValueError: unknown environment, or an observation that it does not offer.
+        BadInput: unknown environment, or an observation that it does not offer.
     """
     import gymnasium as gym
     import numpy as np
@@ -90,7 +91,9 @@ def make_environment(name: str, observation: str = "default") -> gym.Env:
     if observation != "default":
         if observation not in spec.observations:
             allowed = ", ".join(["default", *spec.observations])
-            raise ValueError(f"{name} has no observation {observation!r} (allowed: {allowed})")
+            raise BadInput(
+                f"--obs {observation}: {name} has no such observation (allowed: {allowed})"
+            )
         options = dict(spec.observations[observation])
     if spec.agent == "td3":
         _silence_mujoco()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from privguard.agents import Agent
-from privguard.environments import EnvironmentSpec
+from privguard.environments import make_environment
 from privguard.seeding import derive_seed, numpy_generator
 
 Policy = Callable[[np.ndarray], np.ndarray]
@@ -57,23 +56,49 @@ def evaluation_seeds(seed: int, moment: str | int, count: int) -> list[int]:
     return [derive_seed(seed, "evaluation", moment, i) % 2**31 for i in range(count)]
 
 
+def baseline_policies(space: gym.Space, rng: np.random.Generator) -> dict[str, Policy]:
+    """The two policies that know nothing: uniformly random, and always zero (or action 0)."""
+    if isinstance(space, gym.spaces.Discrete):
+        count = int(space.n)
+        return {
+            "random": lambda states: rng.integers(count, size=len(states)),
+            "zero": lambda states: np.zeros(len(states), dtype=np.int64),
+        }
+    assert isinstance(space, gym.spaces.Box)
+    low, high = space.low, space.high
+    return {
+        "random": lambda states: rng.uniform(low, high, (len(states), *low.shape)).astype(
+            low.dtype
+        ),
+        "zero": lambda states: np.zeros((len(states), *low.shape), dtype=low.dtype),
+    }
+
+
 def baseline_returns(
-    agent: Agent, envs: Sequence[gym.Env], spec: EnvironmentSpec, seed: int, repeats: int
-) -> tuple[float, float]:
-    """Mean return of a uniformly random policy and of the one that plays zero (or action 0)."""
+    envs: Sequence[gym.Env], seed: int, policy: str, episodes: int
+) -> tuple[list[float], list[int]]:
+    """Returns and lengths of ``episodes`` episodes (at least) of a baseline policy."""
     rng = numpy_generator(seed, "random policy")
+    chosen = baseline_policies(envs[0].action_space, rng)[policy]
+    returns: list[float] = []
+    lengths: list[int] = []
+    while len(returns) < episodes:
+        seeds = evaluation_seeds(seed, f"baseline {len(returns)}", len(envs))
+        result = evaluate(chosen, envs, seeds, None)
+        returns += result.returns
+        lengths += result.lengths
+    return returns, lengths
 
-    def random_policy(states: np.ndarray) -> np.ndarray:
-        return np.stack([agent.random_action(rng) for _ in states])
 
-    def zero_policy(states: np.ndarray) -> np.ndarray:
-        return np.stack([agent.zero_action() for _ in states])
-
-    means = []
-    for policy in (random_policy, zero_policy):
-        returns: list[float] = []
-        for repeat in range(repeats):
-            seeds = evaluation_seeds(seed, f"baseline {repeat}", len(envs))
-            returns += evaluate(policy, envs, seeds, None).returns
-        means.append(float(np.mean(returns)))
-    return means[0], means[1]
+def baseline_episodes(
+    env: str, observation: str, policy: str, episodes: int, seed: int
+) -> dict[str, float]:
+    """Mean and standard deviation of a baseline policy's return, and its mean episode length."""
+    envs = [make_environment(env, observation)]
+    returns, lengths = baseline_returns(envs, seed, policy, episodes)
+    envs[0].close()
+    return {
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+        "length": float(np.mean(lengths)),
+    }

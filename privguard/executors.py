@@ -175,9 +175,7 @@ def _compute(task: Task, directory: Path, send: Callable[[Event], None]) -> Even
         send(Advanced(cell, stage, cell.budget.rounds if stage != "training" else 0))
 
     try:
-        record, attacks = run_cell(
-            cell, task.attacks, directory, task.known, on_progress, on_stage
-        )
+        record, attacks = run_cell(cell, task.attacks, directory, task.known, on_progress, on_stage)
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - recorded: one broken cell must not end a sweep

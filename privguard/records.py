@@ -20,7 +20,7 @@ ReleaseKind = Literal["probe", "deployed"]
 class Record(BaseModel):
     """Base of all records: unknown fields are an error, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class Evaluation(Record):

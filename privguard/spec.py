@@ -36,11 +36,15 @@ class TD3Settings(Specification):
     layer_norm: bool = True
     critic_learning_rate: float = 1e-3
     actor_learning_rate: float = 1e-3
-    tau: float = 0.01
+    tau: float = 0.005
     """Share of the way that target networks move each round."""
-    exploration: float = 0.2
+    smoothing: float = 0.2
+    """Standard deviation of the target-smoothing noise, in half widths of the action box."""
+    smoothing_limit: float = 0.5
+    """The smoothing noise is clipped to this."""
+    exploration: float = 0.1
     """Standard deviation of the exploration noise, in half widths of the action box."""
-    exploration_correlation: float = 0.0
+    exploration_correlation: float = 0.9
     """Correlation of one step's exploration noise with the step before (AR(1))."""
     steps_per_round: Positive = 1
     """Environment steps of each client between two releases."""
@@ -81,6 +85,13 @@ class Budget(Specification):
     seeds: Positive
     """Seeds of a sweep unless told otherwise."""
 
+
+BUDGETS: dict[BudgetName, str] = {
+    "smoke": "seconds a cell: to try the command; its policies have learnt nothing",
+    "quick": "the shortest in which an undefended agent really learns: one to six minutes a cell",
+    "standard": "three times quick",
+    "full": "a million rounds a cell: for a cluster",
+}
 
 _QUICK_ROUNDS = {
     "ant": 80_000,
@@ -164,7 +175,9 @@ class CellSpec(Specification):
 def agent_settings(env: EnvironmentSpec, batch_size: int | None) -> TD3Settings | DQNSettings:
     """The environment's learning recipe, with another minibatch size if one is given."""
     settings = TD3Settings() if env.agent == "td3" else DQNSettings()
-    return settings if batch_size is None else settings.model_copy(update={"batch_size": batch_size})
+    return (
+        settings if batch_size is None else settings.model_copy(update={"batch_size": batch_size})
+    )
 
 
 class DefenseGrid(Specification):
@@ -174,6 +187,7 @@ class DefenseGrid(Specification):
     """What precedes and follows the level, e.g. ``clip=1.0+gaussian={level}@option=2``."""
     levels: tuple[float, ...]
     """Empty for a defence without a level."""
+
 
 def defense_text(template: str, level: float | None) -> str:
     """The defence ``template`` at ``level``, as ``defenses.parse`` reads it."""
@@ -193,7 +207,7 @@ class SweepSpec(Specification):
     env: str
     observation: str = "default"
     defenses: tuple[DefenseGrid, ...] = Field(min_length=1)
-    attacks: tuple[str, ...] = Field(min_length=1)
+    attacks: tuple[str, ...]
     seeds: Positive
     clients: Positive = 4
     batch_size: Positive | None = None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from privguard.errors import BadInput
 from privguard.records import AttackRecord, CellRecord
 from privguard.spec import SweepSpec
 
@@ -36,7 +37,7 @@ CREATE TABLE attacks (
 """
 
 
-class StoreError(Exception):
+class StoreError(BadInput):
     """The run's directory cannot be used as asked; the message is one line for the user."""
 
 
@@ -118,7 +119,9 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise StoreError(f"--out {directory}: cannot be written to ({error.strerror})") from None
+            raise StoreError(
+                f"--out {directory}: cannot be written to ({error.strerror})"
+            ) from None
         new = not path.exists()
         connection = sqlite3.connect(path)
         if new:
@@ -215,7 +218,9 @@ class Store:
 
 
 def _foreign(directory: Path) -> bool:
-    return any(entry.name not in {".lock", ".gitignore", "README.md"} for entry in directory.iterdir())
+    return any(
+        entry.name not in {".lock", ".gitignore", "README.md"} for entry in directory.iterdir()
+    )
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

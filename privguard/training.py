@@ -25,7 +25,7 @@ from privguard.spec import CellSpec
 
 _CHECK_EVERY = 100
 """Rounds between two looks at the clock and at the weights' finiteness."""
-_BASELINE_REPEATS = 4
+_BASELINE_EPISODES = 10
 _REFERENCE_SIZE = 4096
 _SMALLEST_PRIOR = 64
 """Fewest samples of the adversary: 0.3% of a very short run would be no prior at all."""
@@ -78,6 +78,7 @@ class CellTraining:
             for index in range(cell.clients)
         ]
         self.defense_generator = torch_generator(cell.seed, "defence")
+        self.server_generator = torch_generator(cell.seed, "server")
         self.probe_rng = numpy_generator(cell.seed, "probe")
         self.federation = Federation(
             clients,
@@ -94,9 +95,12 @@ class CellTraining:
 
     def baselines(self) -> tuple[float, float]:
         """Mean returns of the random and of the zero-action policy."""
-        return baseline_returns(
-            self.agent, self.evaluation_envs, self.environment, self.cell.seed, _BASELINE_REPEATS
+        envs, seed = self.evaluation_envs, self.cell.seed
+        random, zero = (
+            float(np.mean(baseline_returns(envs, seed, policy, _BASELINE_EPISODES)[0]))
+            for policy in ("random", "zero")
         )
+        return random, zero
 
     def run(
         self,
@@ -106,7 +110,9 @@ class CellTraining:
     ) -> None:
         """Trains to the end of the budget, or until the weights are no longer finite."""
         budget = self.cell.budget
-        capture_at = {min(int(share * budget.rounds), budget.rounds - 1) for share in budget.captures}
+        capture_at = {
+            min(int(share * budget.rounds), budget.rounds - 1) for share in budget.captures
+        }
         evaluate_at = {
             round((i + 1) * budget.rounds / budget.evaluations) for i in range(budget.evaluations)
         }
@@ -117,6 +123,7 @@ class CellTraining:
         while self.round < budget.rounds and not self.diverged:
             for _ in range(self.cell.agent.steps_per_round):
                 self.federation.collect(explore=True)
+            self.agent.begin_round(self.server_generator)
             if self.round in capture_at:
                 self._capture()
             else:
@@ -150,6 +157,7 @@ class CellTraining:
         tensors["weights"] = self.agent.weights
         tensors["target_weights"] = self.agent.target_weights
         tensors["defense_generator"] = self.defense_generator.get_state()
+        tensors["server_generator"] = self.server_generator.get_state()
         if federation.memory is not None:
             tensors["memory"] = federation.memory
         optimizer = federation.server.optimizer.state_dict()["state"]
@@ -188,6 +196,7 @@ class CellTraining:
         self.agent.weights.copy_(tensors["weights"])
         self.agent.target_weights.copy_(tensors["target_weights"])
         self.defense_generator.set_state(tensors["defense_generator"])
+        self.server_generator.set_state(tensors["server_generator"])
         self.probe_rng.bit_generator.state = plain["probe_rng"]
         federation.captured_rows = {(client, row) for client, row in plain["captured_rows"]}
         if federation.memory is not None:
@@ -211,13 +220,14 @@ class CellTraining:
 
     def _capture(self) -> None:
         probes = []
-        weights, targets = self.agent.weights.clone(), self.agent.target_weights.clone()
+        agent = self.agent
+        sent = [x.clone() for x in (agent.weights, agent.target_weights, agent.broadcast)]
         for _ in range(self.cell.budget.probe_draws):
             probes += self.federation.probe(self.cell.probe_batch_size, self.probe_rng)
         deployed = self.federation.round(capture=True)
         # Deployed batches are large and alike: one view a capture is enough to attack.
         self.captures.captures.append(
-            Capture(self.round, weights, targets, {"probe": probes, "deployed": deployed[:1]})
+            Capture(self.round, *sent, {"probe": probes, "deployed": deployed[:1]})
         )
 
     def _evaluate(self) -> None:

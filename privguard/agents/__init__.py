@@ -25,6 +25,11 @@ class Agent(Protocol):
     target_weights: Tensor
     """(P,) the target networks' parameters, likewise."""
 
+    broadcast: Tensor
+    """What the server sends with the weights each round, e.g. TD3's target-smoothing noise."""
+
+    def begin_round(self, generator: torch.Generator) -> None: ...
+
     def act(self, states: np.ndarray) -> np.ndarray: ...
 
     def explore(
@@ -32,8 +37,6 @@ class Agent(Protocol):
     ) -> tuple[np.ndarray, np.ndarray | None]: ...
 
     def random_action(self, rng: np.random.Generator) -> np.ndarray: ...
-
-    def zero_action(self) -> np.ndarray: ...
 
     def td_target(self, z: Transitions) -> Tensor: ...
 

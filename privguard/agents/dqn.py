@@ -27,6 +27,7 @@ class DoubleDQN:
         self.settings = settings
         self.discount = discount
         self.action_count = action_count
+        self.broadcast = torch.zeros(0)
         layers = dense([state_size, *settings.hidden, action_count], layer_norm=settings.layer_norm)
         self.shared = nn.ModuleDict({"q": nn.Sequential(*layers)})
         initialise(self.shared, generator)
@@ -40,21 +41,19 @@ class DoubleDQN:
         return self.shared["q"](torch.from_numpy(states)).argmax(dim=-1).numpy()
 
     def explore(
-        self, greedy: np.ndarray, noise: np.ndarray | None, rng: np.random.Generator
-    ) -> tuple[np.ndarray, None]:
+        self, greedy: np.int64, noise: None, rng: np.random.Generator
+    ) -> tuple[np.int64, None]:
         """One epsilon-greedy action; its noise has no memory."""
-        del noise
         if rng.random() < self.settings.exploration:
             return self.random_action(rng), None
         return greedy, None
 
-    def random_action(self, rng: np.random.Generator) -> np.ndarray:
+    def random_action(self, rng: np.random.Generator) -> np.int64:
         """A uniform action."""
-        return np.asarray(rng.integers(self.action_count))
+        return rng.integers(self.action_count)
 
-    def zero_action(self) -> np.ndarray:
-        """Action 0."""
-        return np.asarray(0)
+    def begin_round(self, generator: torch.Generator) -> None:
+        """Nothing of double DQN's target is random."""
 
     def td_target(self, z: Transitions) -> Tensor:
         """y (n,) with the action chosen by the shared and valued by the target network.

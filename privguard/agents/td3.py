@@ -1,9 +1,10 @@
 """Federated TD3: the loss that a client differentiates, its target, and how it acts.
 
 Fujimoto et al. 2018 (arXiv 1802.09477) with two changes. Critic and actor step together, so a
-round's release is one joint gradient and, under DP-SGD, one mechanism. There is no target-smoothing
-noise, so the target y = r + gamma (1 - terminated) min Q'(s', pi'(s')) is a function of the
-transition and of what the server sent.
+round's release is one joint gradient and, under DP-SGD, one mechanism. The target-smoothing noise is
+one vector a round, drawn and broadcast by the server, so the target
+y = r + gamma (1 - terminated) min Q'(s', pi'(s') + noise) is a function of the transition and of
+what the server sent.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class TD3:
     ) -> None:
         self.settings = settings
         self.discount = discount
+        self.broadcast = torch.zeros(len(action_low))
         self.low, self.high = action_low.astype(np.float32), action_high.astype(np.float32)
         hidden, layer_norm = settings.hidden, settings.layer_norm
         inputs = state_size + len(action_low)
@@ -85,13 +87,18 @@ class TD3:
         """A uniform action (A,)."""
         return rng.uniform(self.low, self.high).astype(np.float32)
 
-    def zero_action(self) -> np.ndarray:
-        """The action that does nothing."""
-        return np.zeros_like(self.low)
+    def begin_round(self, generator: torch.Generator) -> None:
+        """Draws the round's target-smoothing noise, the same for every record and client."""
+        settings = self.settings
+        noise = settings.smoothing * torch.randn(len(self.low), generator=generator)
+        noise = noise.clamp(-settings.smoothing_limit, settings.smoothing_limit)
+        self.broadcast.copy_(noise * torch.from_numpy(self.high - self.low) / 2)
 
     def td_target(self, z: Transitions) -> Tensor:
         """y (n,), differentiable in reward and next state; the target networks are frozen."""
-        q1, q2 = self.target["critic"](z.next_state, self.target["actor"](z.next_state))
+        action = self.target["actor"](z.next_state) + self.broadcast
+        action = torch.clamp(action, torch.from_numpy(self.low), torch.from_numpy(self.high))
+        q1, q2 = self.target["critic"](z.next_state, action)
         return z.reward + self.discount * (1 - z.terminated) * torch.minimum(q1, q2)
 
     def losses(self, z: Transitions, target: Tensor) -> Tensor:

@@ -1,0 +1,211 @@
+"""The command line: parses, calls, prints. Heavy libraries are imported where a command needs them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from privguard import __version__
+from privguard.errors import BadInput
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Which defence, at which noise level, keeps a federated RL client's experience private "
+    "while the policy still works?",
+    epilog="Start with `privguard sweep --env ant --budget smoke`, then without `--budget`.",
+)
+
+
+EnvOption = Annotated[str, typer.Option("--env", help="Environment, see `privguard list`.")]
+ObsOption = Annotated[
+    str, typer.Option("--obs", help="Observation of the environment, e.g. `contact` for ant.")
+]
+DefenseOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--defense",
+        help="NAME[=LEVEL[,LEVEL...]], joined by `+`; repeat for several. Without a level: the "
+        "default grid. [default: every defence]",
+    ),
+]
+AttackOption = Annotated[
+    list[str] | None,
+    typer.Option("--attack", help="Attack; repeat for several. [default: every attack]"),
+]
+BudgetOption = Annotated[str, typer.Option(help="smoke, quick, standard or full.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Global options."""
+    if version:
+        typer.echo(f"privguard {__version__}")
+        raise typer.Exit
+
+
+@app.command("list", epilog="Example: `privguard list --json`")
+def list_everything(as_json: JsonOption = False) -> None:
+    """Environments, defences with their levels and grids, attacks and budgets."""
+    from privguard.listing import catalogue, render
+
+    entries = catalogue()
+    typer.echo(json.dumps(entries, indent=2) if as_json else render(entries))
+
+
+@app.command(
+    epilog="Examples: `privguard sweep --env ant` · `privguard sweep --env hopper --defense "
+    "dp-sgd=0.03,0.1 --defense gaussian --attack rgia --seeds 5`"
+)
+def sweep(
+    env: EnvOption = "",
+    obs: ObsOption = "default",
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds of every cell. [default: of the budget, 3]")
+    ] = None,
+    clients: Annotated[int, typer.Option(help="Clients in the federation.")] = 4,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Minibatch of a client. [default: of the recipe]")
+    ] = None,
+    probe_batch_size: Annotated[int, typer.Option(help="Records behind a probe release.")] = 1,
+    budget: BudgetOption = "quick",
+    workers: Annotated[
+        int | None, typer.Option(help="Cells at a time. [default: one a processor]")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run. [default: reports/ENV]")
+    ] = None,
+    spec_file: Annotated[
+        Path | None, typer.Option("--spec", help="Read the sweep from a JSON file instead.")
+    ] = None,
+) -> None:
+    """Train under every defence, attack what is shared, and draw the frontier.
+
+    Running the same command again resumes: what is finished is not computed twice.
+    """
+    from privguard.commands import make_spec, sweep_command
+
+    spec = make_spec(
+        spec_file=spec_file,
+        env=env,
+        observation=obs,
+        defenses=defense or [],
+        attacks=attack or [],
+        seeds=seeds,
+        clients=clients,
+        batch_size=batch_size,
+        probe_batch_size=probe_batch_size,
+        budget_name=budget,
+    )
+    failed = sweep_command(
+        spec,
+        out=out or Path("reports") / spec.env,
+        workers=workers,
+        executor=executor,
+        command=_command_line(),
+    )
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command(epilog="Example: `privguard train --env hopper --defense gaussian=0.1 --budget smoke`")
+def train(
+    env: EnvOption,
+    obs: ObsOption = "default",
+    defense: Annotated[str, typer.Option(help="One defence with its level.")] = "none",
+    seed: Annotated[int, typer.Option(help="Seed of the cell.")] = 0,
+    budget: BudgetOption = "quick",
+    out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("reports/train"),
+) -> None:
+    """Train one cell and keep its captured releases, without attacking them."""
+    from privguard.commands import train_command
+
+    raise typer.Exit(train_command(env, obs, defense, seed, budget, out, _command_line()))
+
+
+@app.command(epilog="Example: `privguard attack reports/train --attack rgia`")
+def attack(
+    directory: Annotated[Path, typer.Argument(help="Directory of a run with captured releases.")],
+    attack: AttackOption = None,
+) -> None:
+    """Run attacks on the captured releases of finished cells; scores join the run's records."""
+    from privguard.commands import attack_command
+
+    raise typer.Exit(attack_command(directory, attack or [], _command_line()))
+
+
+@app.command(epilog="Example: `privguard evaluate --env ant --policy zero`")
+def evaluate(
+    env: EnvOption,
+    obs: ObsOption = "default",
+    policy: Annotated[str, typer.Option(help="random or zero.")] = "random",
+    episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Returns of the policies that every trained one must beat."""
+    from privguard.commands import evaluate_command
+
+    evaluate_command(env, obs, policy, episodes, seed, as_json)
+
+
+@app.command(epilog="Example: `privguard report reports/ant`")
+def report(
+    directory: Annotated[Path, typer.Argument(help="Directory of a run.")],
+) -> None:
+    """Draw the frontier of what is finished: figures, CSV, summary and page."""
+    from privguard.commands import report_command
+
+    report_command(directory)
+
+
+@app.command(epilog="Example: `privguard recommend reports/ant --max-leakage 0.2`")
+def recommend(
+    directory: Annotated[Path, typer.Argument(help="Directory of a run.")],
+    max_leakage: Annotated[float, typer.Option(help="Largest acceptable leakage, 0 to 1.")] = 0.1,
+    max_reward_loss: Annotated[
+        float, typer.Option(help="Largest acceptable share of the reward lost, 0 to 1.")
+    ] = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the defence and level to deploy, with reasons, or say what came nearest."""
+    from privguard.commands import recommend_command
+
+    recommend_command(directory, max_leakage, max_reward_loss, as_json)
+
+
+@app.command(epilog="Example: `privguard check my_package.my_defense:shuffle`")
+def check(
+    plugin: Annotated[
+        str, typer.Argument(help="Attack or defence: a name, or MODULE:NAME of your own.")
+    ],
+) -> None:
+    """Run the conformance suite on an attack or a defence, ours or your own."""
+    from privguard.commands import check_command
+
+    raise typer.Exit(check_command(plugin))
+
+
+def _command_line() -> str:
+    return shlex.join(["privguard", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point: bad input ends in one line and exit code 2, never in a traceback."""
+    try:
+        app()
+    except BadInput as error:
+        typer.echo(f"privguard: {error}", err=True)
+        sys.exit(2)

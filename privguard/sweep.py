@@ -1,0 +1,93 @@
+"""A whole sweep: specification to cells to executor to store, with the report kept current."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from privguard.executors import Event, Executor, Failed, Finished, Task
+from privguard.records import AttackRecord, CellRecord
+from privguard.reporting.report import write_report
+from privguard.spec import SweepSpec
+from privguard.store import Store
+
+_REFRESH_SECONDS = 60.0
+"""Least time between two reports while a sweep runs: drawing takes seconds of a core."""
+
+
+def pending_tasks(spec: SweepSpec, store: Store) -> list[Task]:
+    """What is still to be computed: cells without a record or with failed ones, missing attacks."""
+    records = {record.key: record for record in store.cells() if record.state != "failed"}
+    attacked = {(record.cell_key, record.attack) for record in store.attacks()}
+    tasks = []
+    for cell in spec.cells():
+        known = records.get(cell.key)
+        missing = tuple(name for name in spec.attacks if (cell.key, name) not in attacked)
+        if known is None:
+            tasks.append(Task(cell, spec.attacks, None))
+        elif missing and store.files.has_captures(cell.key):
+            tasks.append(Task(cell, missing, known))
+    return tasks
+
+
+def run_sweep(
+    spec: SweepSpec,
+    store: Store,
+    executor: Executor,
+    command: str,
+    on_event: Callable[[Event], None],
+) -> None:
+    """Computes everything that is missing, commits each cell as it ends, refreshes the report."""
+    store.put_sweep(spec, command)
+    tasks = pending_tasks(spec, store)
+    reported = time.monotonic()
+
+    def commit(event: Event) -> None:
+        nonlocal reported
+        if isinstance(event, Finished):
+            store.put(event.record, event.attacks)
+        elif isinstance(event, Failed):
+            if event.details:
+                store.files.log_failure(event.cell.key, event.details)
+            store.put(failed_record(event), [])
+        on_event(event)
+        if isinstance(event, Finished) and time.monotonic() - reported > _REFRESH_SECONDS:
+            report(spec, store, command)
+            reported = time.monotonic()
+
+    executor.run(tasks, commit)
+    report(spec, store, command)
+
+
+def failed_record(event: Failed) -> CellRecord:
+    """A failed cell is remembered like any other, and tried again by the next run."""
+    cell = event.cell
+    return CellRecord(
+        key=cell.key,
+        env=cell.env,
+        defense=cell.defense_name,
+        level=cell.level,
+        level_name=None,
+        private_end=None,
+        seed=cell.seed,
+        budget=cell.budget.name,
+        state="failed",
+        reason=event.reason,
+    )
+
+
+def selected_records(spec: SweepSpec, store: Store) -> tuple[list[CellRecord], list[AttackRecord]]:
+    """The records of the sweep's own cells: a directory may hold others, of other budgets."""
+    keys = {cell.key for cell in spec.cells()}
+    cells = [record for record in store.cells() if record.key in keys]
+    attacks = [record for record in store.attacks() if record.cell_key in keys]
+    return cells, attacks
+
+
+def report(spec: SweepSpec, store: Store, command: str) -> list[Path]:
+    """Writes the report of what is finished; returns the files."""
+    cells, attacks = selected_records(spec, store)
+    return write_report(
+        store.directory, cells, attacks, command=command, planned_cells=len(spec.cells())
+    )

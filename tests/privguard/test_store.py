@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+
+from privguard.records import AttackRecord, CellRecord
+from privguard.spec import DefenseGrid, SweepSpec
+from privguard.store import RunFiles, Store, StoreError
+
+SPEC = SweepSpec(
+    env="hopper", defenses=(DefenseGrid(template="none", levels=()),), attacks=("rgia",), seeds=1
+)
+
+
+def record(key: str = "a", state: str = "ok") -> CellRecord:
+    return CellRecord.model_validate(
+        {
+            "key": key,
+            "env": "hopper",
+            "defense": "none",
+            "level": None,
+            "level_name": None,
+            "private_end": None,
+            "seed": 0,
+            "budget": "smoke",
+            "state": state,
+        }
+    )
+
+
+def test_records_survive_a_round_trip(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "run")
+    attack = AttackRecord(
+        cell_key="a", attack="rgia", release="probe", batch_size=1, knowledge="samples"
+    )
+    store.put_sweep(SPEC, "privguard sweep --env hopper")
+    store.put(record(), [attack])
+    store.put(record(), [])
+    store.close()
+    again = Store.open(tmp_path / "run")
+    assert again.sweep() == (SPEC, "privguard sweep --env hopper")
+    assert again.cells()[0].model_dump(
+        exclude={"random_return", "zero_return"}
+    ) == record().model_dump(exclude={"random_return", "zero_return"})
+    assert again.attacks() == [attack]
+
+
+def test_captures_survive_a_round_trip_and_damage_is_one_line(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    files.save_captures("a", {"x": torch.arange(3)}, {"round": 7})
+    tensors, plain = files.load_captures("a")
+    assert tensors["x"].tolist() == [0, 1, 2]
+    assert plain == {"round": 7}
+    path = next((tmp_path / "captures").iterdir())
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(StoreError, match="damaged") as caught:
+        files.load_captures("a")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_database_is_one_line_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "records.sqlite"
+    path.write_bytes(b"this is no database" * 100)
+    with pytest.raises(StoreError, match="damaged"):
+        Store.create(tmp_path)
+    assert path.read_bytes().startswith(b"this is no database")
+
+
+def test_a_foreign_directory_or_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(StoreError, match="no privguard run"):
+        Store.create(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    connection = sqlite3.connect(other / "records.sqlite")
+    connection.execute("CREATE TABLE shopping (item TEXT)")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match="not a privguard database"):
+        Store.create(other)
+
+
+def test_a_directory_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="not a directory"):
+        Store.create(tmp_path / "file")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store.create(tmp_path / "file" / "below")
+    with pytest.raises(StoreError, match="no privguard run"):
+        Store.open(tmp_path)
+
+
+def test_a_directory_holds_one_environment(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "run")
+    store.put_sweep(SPEC, "")
+    with pytest.raises(StoreError, match="holds a run of hopper"):
+        store.put_sweep(SPEC.model_copy(update={"env": "ant"}), "")
+
+
+def _hold(directory: Path, held: multiprocessing.synchronize.Event) -> None:
+    with Store.create(directory).lock():
+        held.set()
+        multiprocessing.Event().wait()
+
+
+def test_the_second_sweep_into_a_directory_is_refused_until_the_first_is_gone(
+    tmp_path: Path,
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    first = context.Process(target=_hold, args=(tmp_path / "run", held))
+    first.start()
+    assert held.wait(30)
+    store = Store.create(tmp_path / "run")
+    with pytest.raises(StoreError, match="another sweep"), store.lock():
+        pass
+    first.kill()
+    first.join()
+    with store.lock():
+        pass

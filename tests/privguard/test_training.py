@@ -1,0 +1,126 @@
+"""Training is real, reproducible, resumable at any round and blind to nothing that breaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from privguard.spec import CellSpec
+from privguard.training import CellTraining, Checkpoint
+from tests.privguard.tiny import tiny_budget, tiny_cell
+
+CELLS = {
+    "dqn": tiny_cell(),
+    "td3": tiny_cell("hopper"),
+    "dp-sgd": tiny_cell("hopper", "dp-sgd={level}", 0.1),
+    "topk": tiny_cell("hopper", "topk={level}", 0.1),
+    "secagg": tiny_cell("hopper", "gaussian=0.01+secagg={level}", 2),
+}
+
+
+def finished(cell: CellSpec) -> CellTraining:
+    training = CellTraining(cell)
+    training.run()
+    training.close()
+    return training
+
+
+def assert_same(a: CellTraining, b: CellTraining) -> None:
+    assert torch.equal(a.agent.weights, b.agent.weights)
+    assert torch.equal(a.agent.target_weights, b.agent.target_weights)
+    assert [e.returns for e in a.evaluations] == [e.returns for e in b.evaluations]
+    left, right = a.captures.pack(), b.captures.pack()
+    assert left[1] == right[1]
+    assert left[0].keys() == right[0].keys()
+    for name, tensor in left[0].items():
+        assert torch.equal(tensor, right[0][name]), name
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_gives_the_same_numbers_twice(name: str) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    assert_same(finished(CELLS[name]), finished(CELLS[name]))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_resumed_cell_ends_where_an_unbroken_one_does(name: str) -> None:
+    cell = CELLS[name].model_copy(update={"budget": tiny_budget(rounds=150, evaluations=3)})
+    taken: list[Checkpoint] = []
+
+    def keep_first(checkpoint: Checkpoint) -> None:
+        if not taken:
+            tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+            taken.append(Checkpoint(tensors, checkpoint.plain))
+
+    unbroken = CellTraining(cell)
+    unbroken.run(save_checkpoint=keep_first, checkpoint_seconds=0.0)
+    resumed = CellTraining(cell)
+    resumed.restore(taken[0])
+    assert 0 < resumed.round < cell.budget.rounds
+    resumed.run()
+    assert_same(unbroken, resumed)
+
+
+def test_another_seed_gives_other_numbers_and_another_key() -> None:
+    cell = CELLS["td3"]
+    other = cell.model_copy(update={"seed": 1})
+    assert cell.key != other.key
+    assert not torch.equal(finished(cell).agent.weights, finished(other).agent.weights)
+
+
+def test_cells_of_one_seed_start_alike_whatever_the_defence() -> None:
+    plain, defended = CellTraining(CELLS["td3"]), CellTraining(CELLS["dp-sgd"])
+    assert torch.equal(plain.agent.weights, defended.agent.weights)
+    for a, b in zip(plain.federation.clients, defended.federation.clients, strict=True):
+        assert np.array_equal(a.state, b.state)
+
+
+def test_no_prior_or_reference_sample_is_an_attacked_record() -> None:
+    training = finished(CELLS["td3"])
+    captures = training.captures
+    assert captures.prior is not None
+    assert captures.reference is not None
+    truth = torch.cat(
+        [
+            release.truth.state
+            for capture in captures.captures
+            for releases in capture.releases.values()
+            for release in releases
+        ]
+    )
+    known = torch.cat([captures.prior.state, captures.reference.state])
+    assert torch.cdist(truth, known).min() > 0
+
+
+def test_the_loss_that_the_server_knows_gives_the_captured_gradient() -> None:
+    """The matching loss at the true data is 0 without a defence: victim and attacker agree."""
+    training = finished(CELLS["td3"])
+    agent, capture = training.agent, training.captures.captures[0]
+    agent.weights.copy_(capture.weights)
+    agent.target_weights.copy_(capture.target_weights)
+    agent.broadcast.copy_(capture.broadcast)
+    for release in [*capture.releases["probe"], *capture.releases["deployed"]]:
+        gradient = torch.autograd.grad(
+            agent.loss(agent.shared, release.truth), list(agent.shared.parameters())
+        )
+        flat = torch.cat([part.reshape(-1) for part in gradient])
+        torch.testing.assert_close(flat, release.gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_diverged_policy_is_noticed() -> None:
+    cell = tiny_cell("hopper", "gaussian={level}", 1e80)
+    training = finished(cell.model_copy(update={"budget": tiny_budget(rounds=200)}))
+    assert training.diverged
+    assert training.round < 200
+
+
+def test_the_undefended_agent_learns_frozen_lake() -> None:
+    cell = tiny_cell().model_copy(
+        update={"budget": tiny_budget(rounds=800, warmup_steps=200, episodes=1)}
+    )
+    settings = cell.agent.model_copy(update={"hidden": (32, 32), "batch_size": 32})
+    training = finished(cell.model_copy(update={"agent": settings}))
+    assert training.evaluations[-1].returns == [1.0]
