@@ -16,7 +16,7 @@ from defenses.session import Session
 
 CLIENTS = 4
 BATCH_SIZE = 8
-REPEATS = 400
+REPEATS = 200
 """Draws behind the comparison of two distributions."""
 
 

@@ -26,7 +26,7 @@ class Session:
     the realised number of rows, which is private under Poisson sampling and may be 0.
 
     All randomness comes from the generator given to ``Defense.bind``. Between calls the module
-    is as it was, ``.grad`` included; forward passes elsewhere are allowed while the session is open.
+    is as it was, ``.grad`` included; forward passes elsewhere are harmless meanwhile.
     """
 
     layout: Layout

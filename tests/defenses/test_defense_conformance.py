@@ -1,0 +1,91 @@
+"""Every defence passes the shared suite, and the suite catches broken ones."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import defenses
+from defenses.gaussian import Gaussian
+
+SINGLE = [
+    f"{name}={level}"
+    for name, info in defenses.available_defenses().items()
+    for level in {info.grid[0], info.grid[len(info.grid) // 2], info.grid[-1]}
+]
+COMPOSED = [
+    "none",
+    "secagg",
+    "dp-sgd=0.3@clip=0.5+gaussian=0.001",
+    "dp-sgd=1.0+topk=0.1+quantize=8+secagg=2",
+    "clip=1.0+gaussian=0.1+secagg=4",
+    "topk=0.01+clip=1.0+quantize=4",
+]
+
+
+@pytest.mark.parametrize("text", [*sorted(SINGLE), *COMPOSED])
+def test_conforms(text):
+    defenses.check_defense(text)
+
+
+@pytest.fixture
+def register(monkeypatch):
+    monkeypatch.setattr("defenses.registry._REGISTRY", dict(defenses.registry._REGISTRY))
+    return defenses.register_defense(
+        "broken", stage="transform", level="variance", grid=(1.0,), summary="x", guarantee="none"
+    )
+
+
+class GlobalNoise(Gaussian):
+    """Draws from the global generator."""
+
+    def apply(self, releases, layout, generator, memory):
+        return releases + torch.randn_like(releases)
+
+
+class WrongMean(Gaussian):
+    """Noise on the mean as large as on one client."""
+
+    def apply_to_mean(self, mean, clients, generator):
+        return super().apply_to_mean(mean, 1, generator)
+
+
+class Flat(Gaussian):
+    """Loses the client dimension."""
+
+    def apply(self, releases, layout, generator, memory):
+        return super().apply(releases, layout, generator, memory).mean(0)
+
+
+class Claims(Gaussian):
+    """Promises differential privacy that nothing accounts for."""
+
+    def describe(self, batch_size):
+        return super().describe(batch_size) | {"formal_guarantee": True}
+
+
+class Tensors(Gaussian):
+    """Describes itself in tensors."""
+
+    def describe(self, batch_size):
+        return super().describe(batch_size) | {"noise_std": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (GlobalNoise, "the global random generator was used"),
+        (WrongMean, "times the standard deviation"),
+        (Flat, "release has shape"),
+        (Claims, "without an accountant"),
+        (Tensors, "description: raised TypeError"),
+    ],
+)
+def test_catches(register, base, message):
+    @register
+    @dataclass(frozen=True)
+    class Broken(base):
+        pass
+
+    with pytest.raises(defenses.ConformanceError, match=message):
+        defenses.check_defense("broken=1.0")
