@@ -37,7 +37,7 @@ def suggestions(
         return ["Let the sweep go on until a defended level has been trained and attacked."]
     if candidate.means_qualify(max_leakage, max_reward_loss):
         more = max(SEEDS_ENOUGH, 2 * candidate.seeds)
-        return [f"Run more seeds (now {candidate.seeds}, say {more}): the interval is too wide."]
+        return [f"Run more seeds (now {candidate.seeds}, say {more}): the evidence is still thin."]
     levels = by_privacy(
         [row for row in headline(rows, release) if row.defense == candidate.defense]
     )

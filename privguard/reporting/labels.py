@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 _ANGLES = (45, 135, -45, -135, 90, -90, 0, 180)
@@ -17,6 +19,8 @@ _LEADER_FROM = 15.0
 """From this distance on a thin line ties the label to its point."""
 _WIDTH_PER_CHARACTER = 0.6
 _MARKER_RADIUS = 4.5
+_LINE_RADIUS = 1.0
+_LINE_STEP = 4.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Label:
 def place_labels(axes: Axes, labels: Sequence[Label], *, size: float) -> None:
     """Draw each label at the candidate position that covers least; call on a settled layout.
 
+    What is to stay visible are the points, the curves and the texts already in the panel.
+
     Greedy, the most crowded points first; text sizes are estimated from the number of characters,
     which is exact enough for numbers and keeps a refresh fast.
     """
@@ -43,6 +49,8 @@ def place_labels(axes: Axes, labels: Sequence[Label], *, size: float) -> None:
     obstacles = [
         np.array([x, y, x, y]) + _MARKER_RADIUS * np.array([-1, -1, 1, 1]) for x, y in points
     ]
+    obstacles += [np.asarray(text.get_window_extent().extents) / scale for text in _texts(axes)]
+    obstacles += _along_lines(axes, scale)
     for index in _most_crowded_first(points):
         label = labels[index]
         width = len(label.text) * size * _WIDTH_PER_CHARACTER
@@ -72,6 +80,23 @@ def place_labels(axes: Axes, labels: Sequence[Label], *, size: float) -> None:
             ),
             zorder=6,
         )
+
+
+def _texts(axes: Axes) -> list[Text]:
+    """The texts that are not empty (an arrow is an annotation without one)."""
+    return [text for text in axes.texts if text.get_text()]
+
+
+def _along_lines(axes: Axes, scale: float) -> list[NDArray[np.float64]]:
+    """Small boxes along every curve of the panel."""
+    boxes = []
+    for line in axes.lines:
+        path = line.get_transform().transform(line.get_path().vertices) / scale
+        for start, end in pairwise(path):
+            steps = 1 + int(np.hypot(*(end - start)) / _LINE_STEP)
+            for x, y in np.linspace(start, end, steps, endpoint=False):
+                boxes.append(np.array([x, y, x, y]) + _LINE_RADIUS * np.array([-1, -1, 1, 1]))
+    return boxes
 
 
 def _most_crowded_first(points: NDArray[np.float64]) -> list[int]:

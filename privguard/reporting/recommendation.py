@@ -132,7 +132,7 @@ def _confidence(status: Status, choice: Candidate | None) -> Confidence:
 def _answer(status: Status, choice: Candidate | None, limits: str) -> str:
     if choice is None:
         return f"No measured level keeps the limits ({limits})."
-    verb = "Deploy" if status == "recommended" else "Tentatively,"
+    verb = "Deploy" if status == "recommended" else "Tentative choice:"
     kept = 1.0 if choice.normalized_return_mean is None else choice.normalized_return_mean
     return (
         f"{verb} {choice.text}: worst-case leakage {choice.leakage_mean:.2f} "
@@ -203,13 +203,13 @@ def _doubts(choice: Candidate, max_leakage: float, max_reward_loss: float) -> li
     if choice.seeds == 1:
         doubts.append("One seed only: confidence is low, the variation between seeds is unknown.")
     if choice.leakage_high > max_leakage:
-        doubts.append(f"The leakage's upper end {choice.leakage_high:.2f} exceeds {max_leakage:g}.")
+        doubts.append(f"The leakage's upper end {choice.leakage_high:.3f} exceeds {max_leakage:g}.")
     low = choice.normalized_return_low
     if low is None:
         doubts.append("The interval of the normalised return is not bounded.")
     elif low < 1 - max_reward_loss:
         doubts.append(
-            f"The normalised return's lower end {low:.2f} is below {1 - max_reward_loss:g}."
+            f"The normalised return's lower end {low:.3f} is below {1 - max_reward_loss:g}."
         )
     return doubts
 
@@ -217,12 +217,12 @@ def _doubts(choice: Candidate, max_leakage: float, max_reward_loss: float) -> li
 def _misses(candidate: Candidate, max_leakage: float, max_reward_loss: float) -> str:
     misses = []
     if candidate.missing_privacy(max_leakage):
-        misses.append(f"its leakage {candidate.leakage_mean:.2f} exceeds {max_leakage:g}")
+        misses.append(f"its leakage {candidate.leakage_mean:.3f} exceeds {max_leakage:g}")
     if candidate.normalized_return_mean is None:
         misses.append("its reward cannot be normalised")
     elif candidate.missing_reward(max_reward_loss):
         misses.append(
-            f"its normalised return {candidate.normalized_return_mean:.2f} "
+            f"its normalised return {candidate.normalized_return_mean:.3f} "
             f"is below {1 - max_reward_loss:g}"
         )
     return " and ".join(misses)

@@ -25,7 +25,7 @@ INK = "0.15"
 
 _FIXED_ORDER = ("gaussian", "dp-sgd", "clip", "quantize", "topk", "secagg", "he")
 """The defences that everybody has; others take the following slots in alphabetical order."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "h", "p", "<", ">")
+_MARKERS = ("o", "s", "^", "D", "v", "<", "h", "p", ">", "P")
 
 
 @dataclass(frozen=True)

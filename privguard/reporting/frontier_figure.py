@@ -1,0 +1,350 @@
+"""The frontier: what the server learns against what the policy earns, one curve a defence.
+
+The large panel is the worst case over attacks, the small ones the attacks by themselves. Error
+bars are bootstrap 95% intervals both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from privguard.records import ReleaseKind
+from privguard.reporting.flags import by_privacy
+from privguard.reporting.frontier import FrontierRow, headline, pareto
+from privguard.reporting.labels import Label, place_labels
+from privguard.reporting.recommendation import MAX_LEAKAGE, MAX_REWARD_LOSS
+from privguard.reporting.style import (
+    GREY,
+    INK,
+    DefenseStyle,
+    defense_styles,
+    freeze_layout,
+    message_figure,
+    new_figure,
+    tidy,
+)
+from privguard.reporting.wording import level_text, short_number
+
+Measure = Literal["ra", "leakage"]
+
+CLIP_BELOW = -0.3
+"""Points with a lower normalised return are drawn at the edge: below 0 idling is better anyway."""
+
+_MEASURES: dict[Measure, str] = {
+    "ra": "reconstruction accuracy of (s, a)",
+    "leakage": "leakage: reconstruction accuracy above the prior's, rescaled",
+}
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The horizontal axis: normalised return, or the raw one while nothing can be normalised."""
+
+    name: str
+    label: str
+    low: float
+    high: float
+
+    def of(self, row: FrontierRow) -> float | None:
+        value: float | None = getattr(row, f"{self.name}_mean")
+        return value
+
+
+def frontier_figure(
+    rows: Sequence[FrontierRow], *, release: ReleaseKind = "probe", measure: Measure = "ra"
+) -> Figure:
+    """Draw the rows of one environment and one kind of release.
+
+    Without anything to draw the figure says so. Without a finished undefended cell the horizontal
+    axis is the raw return.
+    """
+    attacked = [row for row in rows if row.release == release and row.leakage_mean is not None]
+    drawable = [row for row in attacked if row.return_mean is not None]
+    if not drawable:
+        missing = "return" if attacked else f"attacked {release} release"
+        return message_figure(f"Nothing to draw yet: no cell has a {missing}.")
+    axis = _horizontal_axis(drawable)
+    styles = defense_styles(row.defense for row in rows)
+    attacks = sorted({row.attack for row in drawable if row.attack is not None})
+
+    figure = new_figure(13.5, 6.8)
+    main, small = _panels(figure, len(attacks) if len(attacks) > 1 else 0)
+    strongest = headline(drawable, release)
+    front = pareto(strongest)
+    _curves(main, strongest, axis, measure, styles, front=front, size=1.0)
+    _reference(main, strongest, axis, measure, labelled=True)
+    main.set_title(f"{drawable[0].env}: worst case over {_listing(attacks)}")
+    main.set_xlabel(axis.label)
+    main.set_ylabel(_MEASURES[measure])
+    for axes, attack in zip(small, attacks, strict=False):
+        own = headline([row for row in drawable if row.attack == attack], release)
+        _curves(axes, own, axis, measure, styles, front=[], size=0.6)
+        _reference(axes, own, axis, measure, labelled=False)
+        axes.set_title(f"{attack} alone")
+    main.set_ylim(-0.04, _top(strongest, measure))
+    figure.legend(
+        handles=_legend(strongest, styles, with_front=bool(front)),
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+        fontsize=9,
+    )
+    figure.suptitle(_subtitle(drawable, release), x=0.012, ha="left", fontsize=9, color=GREY)
+    freeze_layout(figure)
+    labels = _labels(strongest, axis, measure, styles)
+    place_labels(main, labels, size=8)
+    return figure
+
+
+def _horizontal_axis(rows: Sequence[FrontierRow]) -> _Axis:
+    normalized = [r.normalized_return_mean for r in rows if r.normalized_return_mean is not None]
+    if normalized:
+        low = max(min(0.0, *normalized), CLIP_BELOW)
+        high = max(1.0, *normalized)
+        label = "normalised return (0 = idle, 1 = undefended)"
+        return _Axis("normalized_return", label, low - 0.06, high + 0.08)
+    raw = [r.return_mean for r in rows if r.return_mean is not None]
+    margin = 0.08 * (max(raw) - min(raw)) or 1.0
+    label = "return (no finished undefended cell that learnt: not normalised)"
+    return _Axis("return", label, min(raw) - margin, max(raw) + margin)
+
+
+def _top(rows: Sequence[FrontierRow], measure: Measure) -> float:
+    """Upper limit of the vertical axis: all of it, unless everything lies in its lower half."""
+    highest = max(getattr(row, f"{measure}_mean") for row in rows)
+    return 1.06 if highest > 0.6 else max(0.3, 1.25 * highest)
+
+
+def _panels(figure: Figure, small: int) -> tuple[Axes, list[Axes]]:
+    """A large panel, and beside it small ones in two columns that share its axes."""
+    if not small:
+        return figure.add_subplot(), []
+    lines = (small + 1) // 2
+    grid = figure.add_gridspec(lines, 4, width_ratios=(1.1, 1.1, 0.8, 0.8))
+    main = figure.add_subplot(grid[:, :2])
+    axes = []
+    for index in range(small):
+        cell = grid[index // 2, 2 + index % 2]
+        axes.append(figure.add_subplot(cell, sharex=main, sharey=main))
+        axes[-1].tick_params(labelleft=index % 2 == 0, labelbottom=index + 2 >= small, labelsize=8)
+    return main, axes
+
+
+def _curves(
+    axes: Axes,
+    rows: Sequence[FrontierRow],
+    axis: _Axis,
+    measure: Measure,
+    styles: dict[str, DefenseStyle],
+    *,
+    front: Sequence[FrontierRow],
+    size: float,
+) -> None:
+    for defense, style in styles.items():
+        own = [row for row in rows if row.defense == defense and axis.of(row) is not None]
+        own = by_privacy(own) or own
+        x = [_clipped(axis.of(row), axis) for row in own]
+        y = [getattr(row, f"{measure}_mean") for row in own]
+        axes.plot(x, y, color=style.color, linewidth=1.6 * size, alpha=0.75, zorder=2)
+        for row in own:
+            _point(axes, row, axis, measure, style, size=size, on_front=row in front)
+    axes.set_xlim(axis.low, axis.high)
+    tidy(axes)
+
+
+def _point(
+    axes: Axes,
+    row: FrontierRow,
+    axis: _Axis,
+    measure: Measure,
+    style: DefenseStyle,
+    *,
+    size: float,
+    on_front: bool,
+) -> None:
+    """One level: its error bars, its marker, and a cross if its policy is broken."""
+    value, y = axis.of(row), getattr(row, f"{measure}_mean")
+    x = _clipped(value, axis)
+    beyond = value is not None and value < x
+    axes.errorbar(
+        x,
+        y,
+        xerr=None if beyond else _reach(row, axis.name, x),
+        yerr=_reach(row, measure, y),
+        color=style.color,
+        linewidth=0.9 * size,
+        alpha=0.55,
+        zorder=3,
+    )
+    radius = (9 if not row.undefended else 17) * size
+    axes.plot(
+        x,
+        y,
+        linestyle="none",
+        marker=style.marker,
+        markersize=radius,
+        markerfacecolor=style.color if row.usable else "white",
+        markeredgecolor=INK if on_front else style.color if not row.usable else "white",
+        markeredgewidth=1.6 if on_front else 1.0,
+        alpha=1.0 if row.usable else 0.7,
+        clip_on=False,
+        zorder=5 if row.undefended else 4,
+    )
+    if not row.usable:
+        axes.plot(x, y, "x", color=GREY, markersize=radius * 0.75, clip_on=False, zorder=5)
+    if beyond:
+        axes.annotate(
+            "",
+            (x, y),
+            xytext=(-16 * size, 0),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "<-", "color": GREY, "linewidth": 1.1 * size},
+            annotation_clip=False,
+            zorder=3,
+        )
+
+
+def _clipped(value: float | None, axis: _Axis) -> float:
+    assert value is not None
+    return max(value, CLIP_BELOW) if axis.name == "normalized_return" else value
+
+
+def _reach(row: FrontierRow, name: str, center: float) -> list[list[float]] | None:
+    low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
+    if low is None or high is None:
+        return None
+    return [[max(0.0, center - low)], [max(0.0, high - center)]]
+
+
+def _reference(
+    axes: Axes, rows: Sequence[FrontierRow], axis: _Axis, measure: Measure, *, labelled: bool
+) -> None:
+    """The prior's level, the good corner, and where idling and the undefended policy lie."""
+    priors = [row.ra_prior for row in rows if row.ra_prior is not None]
+    chance = float(np.mean(priors)) if priors and measure == "ra" else 0.0
+    axes.axhline(chance, color=INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1)
+    if measure == "ra" and priors:
+        axes.axhspan(min(priors), max(priors), color="0.5", alpha=0.15, linewidth=0, zorder=0)
+    if axis.name == "normalized_return":
+        for position in (0.0, 1.0):
+            axes.axvline(position, color="0.75", linewidth=0.9, zorder=0)
+        top = chance + MAX_LEAKAGE * (1 - chance)
+        corner = (1 - MAX_REWARD_LOSS, -0.04)
+        axes.add_patch(
+            Rectangle(
+                corner,
+                axis.high - corner[0],
+                top - corner[1],
+                color="#009E73",
+                alpha=0.16,
+                linewidth=0,
+                zorder=0,
+            )
+        )
+        if labelled:
+            axes.annotate(
+                "good",
+                (axis.high, corner[1]),
+                xytext=(-4, 3),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                color="#00664b",
+                fontsize=9,
+                fontweight="bold",
+            )
+    if labelled:
+        text = "guessing from the prior" if measure == "ra" else "nothing learnt from the gradient"
+        axes.annotate(
+            text,
+            (0.5, chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8,
+            color=INK,
+        )
+
+
+def _labels(
+    rows: Sequence[FrontierRow], axis: _Axis, measure: Measure, styles: dict[str, DefenseStyle]
+) -> list[Label]:
+    labels = []
+    for row in rows:
+        value = axis.of(row)
+        if value is None:
+            continue
+        text = "undefended" if row.undefended else level_text(row)
+        x = _clipped(value, axis)
+        if value < x:
+            text = f"{text} (return {short_number(round(value, 2))})"
+        labels.append(Label(x, getattr(row, f"{measure}_mean"), text, styles[row.defense].color))
+    return labels
+
+
+def _legend(
+    rows: Sequence[FrontierRow], styles: dict[str, DefenseStyle], *, with_front: bool
+) -> list[Line2D]:
+    names = {row.defense: row.level_name for row in rows}
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=style.color,
+            marker=style.marker,
+            markersize=13 if defense == "none" else 8,
+            markeredgecolor="white",
+            linestyle="none" if defense == "none" else "-",
+            label="undefended" if defense == "none" else _legend_text(defense, names[defense]),
+        )
+        for defense, style in styles.items()
+        if defense in names
+    ]
+    if with_front:
+        handles.append(_symbol("o", "0.8", INK, "on the Pareto front"))
+    if not all(row.usable for row in rows):
+        handles.append(_symbol("X", "white", GREY, "collapsed, diverged or failed"))
+    return handles
+
+
+def _legend_text(defense: str, level_name: str | None) -> str:
+    return f"{defense} ({level_name})" if level_name else defense
+
+
+def _symbol(marker: str, face: str, edge: str, label: str) -> Line2D:
+    return Line2D(
+        [],
+        [],
+        linestyle="none",
+        marker=marker,
+        markersize=8,
+        markerfacecolor=face,
+        markeredgecolor=edge,
+        markeredgewidth=1.4,
+        label=label,
+    )
+
+
+def _listing(attacks: Sequence[str]) -> str:
+    return f"{len(attacks)} attacks" if len(attacks) > 1 else attacks[0]
+
+
+def _subtitle(rows: Sequence[FrontierRow], release: ReleaseKind) -> str:
+    seeds = sorted({row.seeds for row in rows})
+    span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    batches = sorted({row.batch_size for row in rows if row.batch_size is not None})
+    listed = ", ".join(str(batch) for batch in batches)
+    return (
+        f"{release} releases, records behind one release: {listed} · seeds a level: {span} · "
+        "bars: bootstrap 95% · numbers: levels · arrows: beyond the axis"
+    )
