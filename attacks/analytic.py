@@ -1,0 +1,199 @@
+"""Closed-form inversion of one record from the first dense layers (no optimisation, no prior).
+
+For a layer x -> W x + b of batch size one, dL/dW = d x^T and dL/db = d, so [dW | db] has rank one
+and its right singular vector is (x, 1) up to scale: Phong et al. 2018 (IEEE TIFS 13(5)), Geiping et
+al. 2020 (arXiv 2003.14053), section 3.1. Under Gaussian noise the top singular pair is the
+layer's maximum-likelihood answer. Layers that read the state or (state, action) directly are found
+by running the loss on records with distinguishable numbers.
+
+A reward and a next state enter the gradient only through y = r + gamma V(s'), which one release
+does not split. So s' is the prior's prediction f(s, a), and r the one that then explains the
+gradient: the gradient is affine in r, hence r is a least-squares solution. Both are NaN if the
+prior knows no dynamics. A discrete action that no first layer reads is the one that fits best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.attack import Attack, Reconstruction
+from attacks.gradients import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.observation import Observation, gradient_matching_error
+from attacks.prior import Prior
+from attacks.registry import register_attack
+from attacks.transitions import Transitions, flatten_state_action, unflatten_state_action
+
+
+@register_attack("analytic", summary="closed form of one record from the first dense layers")
+@dataclass(frozen=True)
+class Analytic(Attack):
+    """Exact at batch size one without noise; has no hyper-parameters."""
+
+    def unsupported(self, observation: Observation) -> str:
+        """Needs one record, and a released dense layer with bias that reads the state."""
+        if observation.batch_size != 1:
+            return f"the closed form is for one record, the release mixes {observation.batch_size}"
+        if not _first_layers(observation):
+            return "no released linear layer with a bias reads the state directly"
+        return ""
+
+    def solve(
+        self, observations: Sequence[Observation], *, prior: Prior, seed: int
+    ) -> list[Reconstruction]:
+        """Deterministic: ``seed`` has no influence."""
+        layers = _first_layers(observations[0])
+        return [self._solve(observation, layers, prior) for observation in observations]
+
+    def _solve(
+        self, observation: Observation, layers: list[FirstLayer], prior: Prior
+    ) -> Reconstruction:
+        like = next(iter(observation.parameters.values()))
+        rows = _read_rows(observation, layers)[None].to(like)
+        state, action = unflatten_state_action(rows, observation.template)
+        state_fallback = prior.mean_transitions(1, observation.template).state.to(like)
+        lost = state.isnan()
+        state = torch.where(lost, state_fallback, state)
+        notes = ["state coordinates without signal are the prior's mean"] if lost.any() else []
+        candidates = [action]
+        if observation.template.action_count is not None:
+            if rows[:, observation.template.state_size :].isnan().any():
+                candidates = list(torch.arange(observation.template.action_count)[:, None])
+            candidates = [a.to(like.device) for a in candidates]
+        explained = [_explain(observation, state, a, prior) for a in candidates]
+        z, residual = min(explained, key=lambda answer: answer[1])
+        if z.reward.isnan().any():
+            notes.append("reward not identifiable")
+        gme = math.nan
+        if not any(x.isnan().any() for x in (z.action, z.reward, z.next_state)):
+            gme = gradient_matching_error(observation, _with_terminated(z, 0.0))
+        return Reconstruction(
+            transitions=_with_terminated(observation.template.clamp(z), math.nan),
+            objective=residual,
+            gme=gme,
+            notes="; ".join(["next state predicted by the prior", *notes]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FirstLayer:
+    """A linear layer whose input column i is column ``columns[i]`` of [state, action]."""
+
+    layer: LinearLayer
+    columns: Tensor
+
+
+def _first_layers(observation: Observation) -> list[FirstLayer]:
+    """Released linear layers with bias whose every input is a coordinate of [state, action]."""
+    layers = [x for x in linear_layers(observation) if x.weight and x.bias]
+    like = next(iter(observation.parameters.values()))
+    z = probe_transitions(observation.template, 2, like)
+    with LinearCalls([layer.module for layer in layers]) as hooks:
+        observation.loss(observation.model, z)
+    inputs = {module: x.detach() for module, x, _ in hooks.calls}
+    rows = flatten_state_action(z, observation.template)
+    found = []
+    for layer in layers:
+        x = inputs.get(layer.module)
+        if x is None or x.dim() != 2 or len(x) != 2:
+            continue
+        equal = (x[:, :, None] == rows[:, None, :]).all(dim=0)  # (inputs, D)
+        if equal.any(dim=1).all():
+            found.append(FirstLayer(layer, equal.int().argmax(dim=1)))
+    reads_state = {int(c) for f in found for c in f.columns}
+    return found if set(range(observation.template.state_size)) <= reads_state else []
+
+
+def _read_rows(observation: Observation, layers: list[FirstLayer]) -> Tensor:
+    """[state, action] (D,) float64 from all first layers, weighted by their signal energy.
+
+    Layers that read the same columns are stacked: they share the right singular vector. Columns
+    that no layer reads, or without any signal, are NaN.
+    """
+    template = observation.template
+    size = template.state_size + template.action_size
+    total = torch.zeros(size, dtype=torch.float64)
+    energy = torch.zeros(size, dtype=torch.float64)
+    stacks: dict[tuple[int, ...], list[Tensor]] = {}
+    for first in layers:
+        weight, bias = first.layer.weight, first.layer.bias
+        assert weight is not None
+        assert bias is not None
+        both = torch.cat([observation.gradient[weight], observation.gradient[bias][:, None]], dim=1)
+        stacks.setdefault(tuple(first.columns.tolist()), []).append(both.detach().cpu().double())
+    for columns, parts in stacks.items():
+        stacked = torch.cat(parts)
+        read = _surviving_ratio if observation.channel.zeroed else _rank_one
+        x, strength = read(stacked)
+        index = torch.tensor(columns)
+        total[index] += torch.where(strength > 0, strength * x, 0.0)
+        energy[index] += strength
+    return torch.where(energy > 0, total / energy.clamp_min(1e-300), math.nan)
+
+
+def _rank_one(stacked: Tensor) -> tuple[Tensor, Tensor]:
+    """x (n,) from [dW | db] (m, n + 1) by its top singular pair, and the bias part's energy."""
+    _, singular, right = torch.linalg.svd(stacked, full_matrices=False)
+    vector = right[0]
+    energy = (singular[0] * vector[-1]) ** 2
+    safe = vector[-1] if energy > 0 else torch.ones_like(vector[-1])
+    return vector[:-1] / safe, energy.expand(len(vector) - 1)
+
+
+def _surviving_ratio(stacked: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares of dW = d x over the entries that were sent, column by column."""
+    weight, bias = stacked[:, :-1], stacked[:, -1:]
+    sent = (weight != 0) & (bias != 0)
+    energy = (sent * bias.square()).sum(dim=0)
+    return (sent * weight * bias).sum(dim=0) / energy.clamp_min(1e-300), energy
+
+
+def _explain(
+    observation: Observation, state: Tensor, action: Tensor, prior: Prior
+) -> tuple[Transitions, float]:
+    """Completes (s, a) with s' = f(s, a) and the reward that fits; also the relative residual.
+
+    With g(r) = g0 + r g1, fits the received gradient by c0 g0 + c1 g1. The factor c0 is one, or
+    free if the channel may have rescaled; then r = c1 / c0 is defined only if g0 and g1 differ in
+    direction.
+    """
+    known = not (action.is_floating_point() and action.isnan().any())
+    predicted = prior.predict(state, action) if known else None
+    nan = torch.full_like(state.reshape(1, -1)[:, 0], math.nan)
+    next_state = predicted[0].to(state) if predicted else torch.full_like(state, math.nan)
+    unexplained = Transitions(state, action, nan, next_state, torch.zeros_like(nan))
+    if not known:
+        return unexplained, math.nan
+    # The residual judges (s, a) also where s' is unknown: y absorbs whatever s' would say.
+    base = Transitions(
+        state, action, torch.zeros_like(nan), state if predicted is None else next_state, nan * 0
+    )
+    base = _with_terminated(base, 0.0)
+    unit = Transitions(state, action, base.reward + 1, base.next_state, base.terminated)
+    received = observation.flat_gradient().detach().cpu().double()
+    g0 = observation.flat_gradient_at(base).cpu().double()
+    g1 = observation.flat_gradient_at(unit).cpu().double() - g0
+    if observation.channel.scale_unknown:
+        design = torch.stack([g0, g1], dim=1)
+        fit = torch.linalg.lstsq(design, received[:, None], driver="gelsd").solution[:, 0]
+        cosine = float(g0 @ g1 / (g0.norm() * g1.norm()).clamp_min(1e-300))
+        identified = abs(cosine) < 1 - 1e-6 and float(fit[0]) > 0
+        reward = float(fit[1] / fit[0]) if identified else math.nan
+        residual = received - design @ fit
+    else:
+        reward = float((received - g0) @ g1 / (g1 @ g1).clamp_min(1e-300))
+        residual = received - g0 - reward * g1
+    relative = float(residual.norm() / received.norm().clamp_min(1e-300))
+    if predicted is None:
+        return unexplained, relative
+    answer = Transitions(state, action, torch.full_like(nan, reward), next_state, base.terminated)
+    return answer, relative
+
+
+def _with_terminated(z: Transitions, value: float) -> Transitions:
+    terminated = torch.full_like(z.reward, value)
+    return Transitions(z.state, z.action, z.reward, z.next_state, terminated)
