@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 _ANGLES = (45, 135, -45, -135, 90, -90, 0, 180)
-_DISTANCES = (7.0, 12.0, 18.0, 26.0)
+_DISTANCES = (7.0, 12.0, 18.0, 26.0, 38.0)
 """Distances to try from the point to the label's nearest edge, in typographic points."""
 _LEADER_FROM = 15.0
 """From this distance on a thin line ties the label to its point."""
@@ -21,6 +21,8 @@ _WIDTH_PER_CHARACTER = 0.6
 _MARKER_RADIUS = 4.5
 _LINE_RADIUS = 1.0
 _LINE_STEP = 4.0
+_TEXT_WEIGHT = 4
+"""A text across a text is unreadable, one across a curve merely unpleasant."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def place_labels(axes: Axes, labels: Sequence[Label], *, size: float) -> None:
     obstacles = [
         np.array([x, y, x, y]) + _MARKER_RADIUS * np.array([-1, -1, 1, 1]) for x, y in points
     ]
-    obstacles += [np.asarray(text.get_window_extent().extents) / scale for text in _texts(axes)]
+    for text in _texts(axes):
+        obstacles += [np.asarray(text.get_window_extent().extents) / scale] * _TEXT_WEIGHT
     obstacles += _along_lines(axes, scale)
     for index in _most_crowded_first(points):
         label = labels[index]
@@ -62,7 +65,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], *, size: float) -> None:
         box, distance = min(
             options, key=lambda option: _cost(option[0], option[1], obstacles, frame)
         )
-        obstacles.append(box)
+        obstacles += [box] * _TEXT_WEIGHT
         center = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         axes.annotate(
             label.text,

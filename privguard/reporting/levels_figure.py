@@ -151,9 +151,9 @@ def _measured(
             axes.annotate(
                 short_number(round(mean, 2)),
                 (level, y),
-                xytext=(0, 7),
+                xytext=(-6, -3),
                 textcoords="offset points",
-                ha="center",
+                ha="right",
                 fontsize=8,
                 color=GREY,
             )

@@ -8,11 +8,11 @@ from privguard.reporting.frontier import FrontierRow
 
 
 def short_number(value: float) -> str:
-    """At most three digits, powers of ten as 1e-3: 0.1, 0.03, 1e-3, 30, 1e4."""
+    """Three digits are enough, powers of ten short: 0.1, 0.03, 1e-3, 30, 1e4."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if 0.01 <= abs(value) < 10_000:
-        return f"{value:.3g}"
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
