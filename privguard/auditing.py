@@ -115,7 +115,7 @@ class Audit:
             knowledge=self.knowledge,
             targets=targets,
             skipped=skipped,
-            restarts=consistency(answers, self.template) if answers else {},
+            restarts=consistency(answers, self.reference) if answers else {},
             seconds_per_target=seconds / max(len(targets), 1),
         )
 

@@ -1,4 +1,4 @@
-"""Captured releases of one cell: what the server received, what is behind it, what was known before.
+"""Captured releases of one cell: what the server received, and what is behind it.
 
 Everything an attack may see and everything its score needs, as tensors and plain data, so that any
 attack can be run on a finished cell at any later time.

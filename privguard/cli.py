@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. Heavy libraries are imported where a command needs them."""
+"""The command line: parses, calls, prints. Commands import what they need, when they need it."""
 
 from __future__ import annotations
 

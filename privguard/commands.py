@@ -119,7 +119,7 @@ def budget_by_name(name: str) -> BudgetName:
     allowed = list(get_args(BudgetName))
     if name not in allowed:
         raise BadInput(
-            f"--budget {name}: unknown budget{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
+            f"--budget {name}: unknown{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
         )
     return cast(BudgetName, name)
 

@@ -1,4 +1,4 @@
-"""Environments by short name: the Gymnasium id behind it, its wrappers, its agent and its discount."""
+"""Environments by short name: the Gymnasium id behind each, its agent and its discount."""
 
 from __future__ import annotations
 

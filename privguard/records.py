@@ -1,7 +1,7 @@
-"""What a run remembers of each cell: plain, validated records that reporting can read without torch.
+"""What a run remembers of each cell: validated records that reporting reads without torch.
 
 One ``CellRecord`` is one trained (environment, defence, level, seed); one ``AttackRecord`` is one
-attack on the releases that the cell captured. Nothing is ever dropped: a broken cell has a record too.
+attack on the releases that the cell captured. Nothing is dropped: a broken cell has a record too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Noise(Record):
     snr: float | None
     """gradient_norm^2 / noise_norm^2; None where the defence changes nothing."""
     noise_std: float | None
-    """Standard deviation of the noise on each coordinate of one client's release, if it is Gaussian."""
+    """Standard deviation of Gaussian noise on each coordinate of one client's release."""
 
 
 class PrivacyStatement(Record):
@@ -63,7 +63,7 @@ class PrivacyStatement(Record):
     clip_norm: float | None = None
     compositions: int | None = None
     assumptions: list[str] = Field(default_factory=list)
-    """What must hold for epsilon to be valid; or, where epsilon is None, why there is none."""
+    """What must hold for epsilon to be valid; where epsilon is None, why there is none."""
 
 
 class CellRecord(Record):
@@ -124,12 +124,12 @@ class AttackRecord(Record):
     attack: str
     release: ReleaseKind
     batch_size: int
-    """Records behind one attacked release (clients in the sum times the minibatch, if aggregated)."""
+    """Records behind one attacked release: minibatch times the clients in the sum."""
     knowledge: str
     """What the adversary was granted, e.g. 'samples (0.3%)'."""
     targets: list[TargetScores] = Field(default_factory=list)
     skipped: str = ""
     """Why the attack did not run here, e.g. a missing capability; empty if it ran."""
-    restarts: dict[str, float] = Field(default_factory=dict)
+    restarts: dict[str, float | None] = Field(default_factory=dict)
     """Consistency over random restarts: ed, ss, cd."""
     seconds_per_target: float = 0.0

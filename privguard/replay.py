@@ -66,10 +66,10 @@ class Replay:
     def sample(self, batch_size: int, sampling: Sampling, rng: np.random.Generator) -> np.ndarray:
         """Row indices of a minibatch.
 
-        ``uniform`` draws exactly ``batch_size`` rows with replacement. ``poisson`` includes each row
-        independently with probability min(1, batch_size / size), as the accountants assume, so the
-        number of rows varies and may be 0. (A binomial count of distinct uniform rows is the same law
-        as one coin a row, without touching every row.)
+        ``uniform`` draws exactly ``batch_size`` rows with replacement. ``poisson`` includes each
+        row independently with probability min(1, batch_size / size), as the accountants assume, so
+        the number of rows varies and may be 0. (A binomial count of distinct uniform rows is the
+        same law as one coin a row, without touching every row.)
         """
         if sampling == "uniform":
             return rng.integers(self.size, size=batch_size)

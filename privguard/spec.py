@@ -1,7 +1,7 @@
 """What to compute: validated, hashable specifications that survive a round trip through JSON.
 
-A ``SweepSpec`` expands into ``CellSpec``s, seed by seed over the whole grid, so that a first frontier
-over all defences stands after the first seed. A cell's key is the hash of everything that changes
+A ``SweepSpec`` expands into ``CellSpec``s, seed by seed over the whole grid: a first frontier over
+all defences stands after the first seed. A cell's key is the hash of everything that changes
 its numbers; attacks are not part of it, so a new attack never retrains a policy.
 """
 

@@ -28,7 +28,9 @@ _APPLICATION_ID = 0x70766764
 """Marks an SQLite file as ours ("pvgd"), so that a foreign database is never written to."""
 _SCHEMA_VERSION = 1
 _SCHEMA = """
-CREATE TABLE sweep (id INTEGER PRIMARY KEY CHECK (id = 1), spec TEXT NOT NULL, command TEXT NOT NULL);
+CREATE TABLE sweep (
+    id INTEGER PRIMARY KEY CHECK (id = 1), spec TEXT NOT NULL, command TEXT NOT NULL
+);
 CREATE TABLE cells (key TEXT PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE attacks (
     cell_key TEXT NOT NULL, attack TEXT NOT NULL, release TEXT NOT NULL, record TEXT NOT NULL,
@@ -111,7 +113,7 @@ class Store:
             raise StoreError(f"--out {directory}: is not a directory")
         if directory.is_dir() and not path.exists() and _foreign(directory):
             raise StoreError(
-                f"--out {directory}: holds files but no privguard run; name an empty or new directory"
+                f"--out {directory}: holds files but no privguard run; name an empty directory"
             )
         try:
             directory.mkdir(parents=True, exist_ok=True)

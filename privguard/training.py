@@ -181,7 +181,7 @@ class CellTraining:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts back a state that ``checkpoint`` gave; the training goes on with the same numbers."""
+        """Puts back a state that ``checkpoint`` gave; training goes on with the same numbers."""
         tensors, plain, federation = checkpoint.tensors, checkpoint.plain, self.federation
         self.round, self.seconds = plain["round"], plain["seconds"]
         self.evaluations = [Evaluation(**entry) for entry in plain["evaluations"]]

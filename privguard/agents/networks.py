@@ -1,9 +1,10 @@
-"""The networks that clients share: dense critics, actors and Q-networks, initialised from a generator."""
+"""The networks that clients share: dense critics, actors and Q-networks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ def dense(sizes: Sequence[int], *, layer_norm: bool) -> list[nn.Module]:
     LayerNorm has no affine parameters, so that every shared parameter belongs to a linear layer.
     """
     layers: list[nn.Module] = []
-    for index, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
         # skip_init keeps the constructor from drawing on the global generator.
         layers.append(skip_init(nn.Linear, inputs, outputs))
         if index < len(sizes) - 2:

@@ -1,8 +1,8 @@
 """Federated TD3: the loss that a client differentiates, its target, and how it acts.
 
 Fujimoto et al. 2018 (arXiv 1802.09477) with two changes. Critic and actor step together, so a
-round's release is one joint gradient and, under DP-SGD, one mechanism. The target-smoothing noise is
-one vector a round, drawn and broadcast by the server, so the target
+round's release is one joint gradient and, under DP-SGD, one mechanism. The target-smoothing noise
+is one vector a round, drawn and broadcast by the server, so the target
 y = r + gamma (1 - terminated) min Q'(s', pi'(s') + noise) is a function of the transition and of
 what the server sent.
 """
