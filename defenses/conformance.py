@@ -12,16 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from defenses.pipeline import Defense, parse
+from defenses.registry import get_defense_info
 from defenses.session import Session
 
 CLIENTS = 4
 BATCH_SIZE = 8
-REPEATS = 200
+REPEATS = 100
 """Draws behind the comparison of two distributions."""
 
 
 class ConformanceError(AssertionError):
-    """What a defence does wrong, one line per failure."""
+    """What a defence does wrong."""
+
+    def __init__(self, failures: list[str]) -> None:
+        """Keeps ``failures``, one line each; the message lists them all."""
+        super().__init__("\n".join(failures))
+        self.failures = failures
 
 
 @dataclass
@@ -41,6 +47,8 @@ class _Case:
 def check_defense(text: str) -> None:
     """Binds the defence ``text`` to a small network and checks what every defence must keep.
 
+    A bare name stands for every level of the defence's default grid.
+
     Checked: plain-data description; shapes and finiteness; reproducibility from the generator and
     no use of the global one; an untouched module; the memory of error feedback; empty minibatches;
     ``mean_release`` against ``release`` if additive; aggregation; a clean close.
@@ -49,16 +57,28 @@ def check_defense(text: str) -> None:
         DefenseError: the text is no defence.
         ConformanceError: a check failed; the message lists all failures.
     """
-    defense = parse(text)
-    failures = []
+    failures = [failure for defense in _meant_by(text) for failure in _failures(defense)]
+    if failures:
+        raise ConformanceError(failures)
+
+
+def _meant_by(text: str) -> list[Defense]:
+    if text == "none" or "=" in text or "+" in text:
+        return [parse(text)]
+    info = get_defense_info(text)
+    levels = [f"{text}={level}" for level in info.grid]
+    if info.level is None or info.optional_level:
+        levels.append(text)
+    return [parse(level) for level in levels]
+
+
+def _failures(defense: Defense) -> Iterator[str]:
     for name, check in _CHECKS.items():
         try:
-            failures += [f"{name}: {failure}" for failure in check(defense)]
+            for failure in check(defense):
+                yield f"{defense.text}: {name}: {failure}"
         except Exception as error:  # noqa: BLE001  (reported with the other failures)
-            failures.append(f"{name}: raised {type(error).__name__}: {error}")
-    if failures:
-        lines = "\n".join(f"  - {failure}" for failure in failures)
-        raise ConformanceError(f"{defense.text} does not conform:\n{lines}")
+            yield f"{defense.text}: {name}: raised {type(error).__name__}: {error}"
 
 
 def _case(rows_per_client: int = BATCH_SIZE) -> _Case:

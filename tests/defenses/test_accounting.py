@@ -10,6 +10,9 @@ from opacus.accountants import RDPAccountant
 import defenses
 from defenses.accounting import Accountant, round_up
 
+# The oracle advises on its orders.
+pytestmark = pytest.mark.filterwarnings("ignore:Optimal order is the")
+
 
 def opacus(noise_multiplier, history, delta=1e-5):
     accountant = RDPAccountant()
@@ -23,23 +26,24 @@ def test_rates_round_up_by_at_most_one_percent(rate):
     assert round_up(round_up(rate)) == round_up(rate)
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.1, 1.0])
-def test_constant_rate_matches_opacus_on_the_conservative_side(rate):
-    accountant = Accountant(1.0)
+@pytest.mark.parametrize("noise", [0.05, 0.3, 1.0, 8.0])
+@pytest.mark.parametrize("rate", [0.001, 0.1, 1.0])
+def test_constant_rate_matches_opacus_on_the_conservative_side(rate, noise):
+    accountant = Accountant(noise)
     for _ in range(500):
         accountant.step(rate)
-    exact = opacus(1.0, [(rate, 500)])
-    assert exact <= accountant.epsilon(1e-5) <= 1.05 * exact
-    assert accountant.epsilon(1e-5) == opacus(1.0, [(round_up(rate), 500)])
+    exact = opacus(noise, [(rate, 500)])
+    assert exact <= accountant.epsilon(1e-5) <= 1.05 * exact + 1e-9
+    assert accountant.epsilon(1e-5) == pytest.approx(opacus(noise, [(round_up(rate), 500)]))
 
 
 def test_growing_replay_stays_small_and_conservative():
     accountant = Accountant(1.5)
-    rates = [32 / (500 + round_) for round_ in range(2000)]
+    rates = [32 / (500 + round_) for round_ in range(1000)]
     for rate in rates:
         accountant.step(rate)
-    assert accountant.steps == 2000
-    assert len(accountant.state()["history"]) < 170
+    assert accountant.steps == 1000
+    assert len(accountant.state()["history"]) < 120
     exact = opacus(1.5, [(rate, 20) for rate in rates[::20]])
     assert accountant.epsilon(1e-5) == pytest.approx(exact, rel=0.05)
 
