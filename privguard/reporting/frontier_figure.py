@@ -7,20 +7,26 @@ bars are bootstrap 95% intervals both ways.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from privguard.records import ReleaseKind
 from privguard.reporting.flags import by_privacy
 from privguard.reporting.frontier import FrontierRow, headline, pareto
+from privguard.reporting.frontier_axes import (
+    BOTTOM,
+    MEASURES,
+    HorizontalAxis,
+    Measure,
+    draw_reference,
+    horizontal_axis,
+    vertical_top,
+)
 from privguard.reporting.labels import Label, place_labels
-from privguard.reporting.recommendation import MAX_LEAKAGE, MAX_REWARD_LOSS
 from privguard.reporting.style import (
     GREY,
     INK,
@@ -32,30 +38,6 @@ from privguard.reporting.style import (
     tidy,
 )
 from privguard.reporting.wording import level_text, short_number
-
-Measure = Literal["ra", "leakage"]
-
-CLIP_BELOW = -0.3
-"""Points with a lower normalised return are drawn at the edge: below 0 idling is better anyway."""
-
-_MEASURES: dict[Measure, str] = {
-    "ra": "reconstruction accuracy of (s, a)",
-    "leakage": "leakage: reconstruction accuracy above the prior's, rescaled",
-}
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """The horizontal axis: normalised return, or the raw one while nothing can be normalised."""
-
-    name: str
-    label: str
-    low: float
-    high: float
-
-    def of(self, row: FrontierRow) -> float | None:
-        value: float | None = getattr(row, f"{self.name}_mean")
-        return value
 
 
 def frontier_figure(
@@ -71,7 +53,7 @@ def frontier_figure(
     if not drawable:
         missing = "return" if attacked else f"attacked {release} release"
         return message_figure(f"Nothing to draw yet: no cell has a {missing}.")
-    axis = _horizontal_axis(drawable)
+    axis = horizontal_axis(drawable)
     styles = defense_styles(row.defense for row in rows)
     attacks = sorted({row.attack for row in drawable if row.attack is not None})
 
@@ -80,16 +62,16 @@ def frontier_figure(
     strongest = headline(drawable, release)
     front = pareto(strongest)
     _curves(main, strongest, axis, measure, styles, front=front, size=1.0)
-    _reference(main, strongest, axis, measure, labelled=True)
+    draw_reference(main, strongest, axis, measure, labelled=True)
     main.set_title(f"{drawable[0].env}: worst case over {_listing(attacks)}")
     main.set_xlabel(axis.label)
-    main.set_ylabel(_MEASURES[measure])
+    main.set_ylabel(MEASURES[measure])
     for axes, attack in zip(small, attacks, strict=False):
         own = headline([row for row in drawable if row.attack == attack], release)
         _curves(axes, own, axis, measure, styles, front=[], size=0.6)
-        _reference(axes, own, axis, measure, labelled=False)
+        draw_reference(axes, own, axis, measure, labelled=False)
         axes.set_title(f"{attack} alone")
-    main.set_ylim(-0.04, _top(strongest, measure))
+    main.set_ylim(BOTTOM, vertical_top(strongest, measure))
     figure.legend(
         handles=_legend(strongest, styles, with_front=bool(front)),
         loc="outside lower center",
@@ -102,25 +84,6 @@ def frontier_figure(
     labels = _labels(strongest, axis, measure, styles)
     place_labels(main, labels, size=8)
     return figure
-
-
-def _horizontal_axis(rows: Sequence[FrontierRow]) -> _Axis:
-    normalized = [r.normalized_return_mean for r in rows if r.normalized_return_mean is not None]
-    if normalized:
-        low = max(min(0.0, *normalized), CLIP_BELOW)
-        high = max(1.0, *normalized)
-        label = "normalised return (0 = idle, 1 = undefended)"
-        return _Axis("normalized_return", label, low - 0.06, high + 0.08)
-    raw = [r.return_mean for r in rows if r.return_mean is not None]
-    margin = 0.08 * (max(raw) - min(raw)) or 1.0
-    label = "return (no finished undefended cell that learnt: not normalised)"
-    return _Axis("return", label, min(raw) - margin, max(raw) + margin)
-
-
-def _top(rows: Sequence[FrontierRow], measure: Measure) -> float:
-    """Upper limit of the vertical axis: all of it, unless everything lies in its lower half."""
-    highest = max(getattr(row, f"{measure}_mean") for row in rows)
-    return 1.06 if highest > 0.6 else max(0.3, 1.25 * highest)
 
 
 def _panels(figure: Figure, small: int) -> tuple[Axes, list[Axes]]:
@@ -141,7 +104,7 @@ def _panels(figure: Figure, small: int) -> tuple[Axes, list[Axes]]:
 def _curves(
     axes: Axes,
     rows: Sequence[FrontierRow],
-    axis: _Axis,
+    axis: HorizontalAxis,
     measure: Measure,
     styles: dict[str, DefenseStyle],
     *,
@@ -149,11 +112,23 @@ def _curves(
     size: float,
 ) -> None:
     for defense, style in styles.items():
-        own = [row for row in rows if row.defense == defense and axis.of(row) is not None]
+        own = [row for row in rows if row.defense == defense]
         own = by_privacy(own) or own
-        x = [_clipped(axis.of(row), axis) for row in own]
+        x = [axis.position(row) for row in own]
         y = [getattr(row, f"{measure}_mean") for row in own]
         axes.plot(x, y, color=style.color, linewidth=1.6 * size, alpha=0.75, zorder=2)
+        if own:
+            axes.errorbar(
+                x,
+                y,
+                xerr=_reach(own, axis.name, x),
+                yerr=_reach(own, measure, y),
+                linestyle="none",
+                color=style.color,
+                elinewidth=0.9 * size,
+                alpha=0.55,
+                zorder=3,
+            )
         for row in own:
             _point(axes, row, axis, measure, style, size=size, on_front=row in front)
     axes.set_xlim(axis.low, axis.high)
@@ -163,27 +138,15 @@ def _curves(
 def _point(
     axes: Axes,
     row: FrontierRow,
-    axis: _Axis,
+    axis: HorizontalAxis,
     measure: Measure,
     style: DefenseStyle,
     *,
     size: float,
     on_front: bool,
 ) -> None:
-    """One level: its error bars, its marker, and a cross if its policy is broken."""
-    value, y = axis.of(row), getattr(row, f"{measure}_mean")
-    x = _clipped(value, axis)
-    beyond = value is not None and value < x
-    axes.errorbar(
-        x,
-        y,
-        xerr=None if beyond else _reach(row, axis.name, x),
-        yerr=_reach(row, measure, y),
-        color=style.color,
-        linewidth=0.9 * size,
-        alpha=0.55,
-        zorder=3,
-    )
+    """One level: its marker, and a cross if its policy is broken."""
+    x, y = axis.position(row), getattr(row, f"{measure}_mean")
     radius = (9 if not row.undefended else 17) * size
     axes.plot(
         x,
@@ -200,7 +163,7 @@ def _point(
     )
     if not row.usable:
         axes.plot(x, y, "x", color=GREY, markersize=radius * 0.75, clip_on=False, zorder=5)
-    if beyond:
+    if axis.value(row) < x:
         axes.annotate(
             "",
             (x, y),
@@ -212,80 +175,26 @@ def _point(
         )
 
 
-def _clipped(value: float | None, axis: _Axis) -> float:
-    assert value is not None
-    return max(value, CLIP_BELOW) if axis.name == "normalized_return" else value
-
-
-def _reach(row: FrontierRow, name: str, center: float) -> list[list[float]] | None:
-    low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-    if low is None or high is None:
-        return None
-    return [[max(0.0, center - low)], [max(0.0, high - center)]]
-
-
-def _reference(
-    axes: Axes, rows: Sequence[FrontierRow], axis: _Axis, measure: Measure, *, labelled: bool
-) -> None:
-    """The prior's level, the good corner, and where idling and the undefended policy lie."""
-    priors = [row.ra_prior for row in rows if row.ra_prior is not None]
-    chance = float(np.mean(priors)) if priors and measure == "ra" else 0.0
-    axes.axhline(chance, color=INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1)
-    if measure == "ra" and priors:
-        axes.axhspan(min(priors), max(priors), color="0.5", alpha=0.15, linewidth=0, zorder=0)
-    if axis.name == "normalized_return":
-        for position in (0.0, 1.0):
-            axes.axvline(position, color="0.75", linewidth=0.9, zorder=0)
-        top = chance + MAX_LEAKAGE * (1 - chance)
-        corner = (1 - MAX_REWARD_LOSS, -0.04)
-        axes.add_patch(
-            Rectangle(
-                corner,
-                axis.high - corner[0],
-                top - corner[1],
-                color="#009E73",
-                alpha=0.16,
-                linewidth=0,
-                zorder=0,
-            )
-        )
-        if labelled:
-            axes.annotate(
-                "good",
-                (axis.high, corner[1]),
-                xytext=(-4, 3),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                color="#00664b",
-                fontsize=9,
-                fontweight="bold",
-            )
-    if labelled:
-        text = "guessing from the prior" if measure == "ra" else "nothing learnt from the gradient"
-        axes.annotate(
-            text,
-            (0.5, chance),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -3),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=8,
-            color=INK,
-        )
+def _reach(rows: Sequence[FrontierRow], name: str, centers: Sequence[float]) -> NDArray[np.float64]:
+    """Lengths of the error bars, (2, rows); none for an unbounded interval or beyond the axis."""
+    lengths = np.zeros((2, len(rows)))
+    for index, (row, center) in enumerate(zip(rows, centers, strict=True)):
+        low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
+        if low is not None and high is not None and center == getattr(row, f"{name}_mean"):
+            lengths[:, index] = center - low, high - center
+    return lengths
 
 
 def _labels(
-    rows: Sequence[FrontierRow], axis: _Axis, measure: Measure, styles: dict[str, DefenseStyle]
+    rows: Sequence[FrontierRow],
+    axis: HorizontalAxis,
+    measure: Measure,
+    styles: dict[str, DefenseStyle],
 ) -> list[Label]:
     labels = []
     for row in rows:
-        value = axis.of(row)
-        if value is None:
-            continue
-        text = "undefended" if row.undefended else level_text(row)
-        x = _clipped(value, axis)
+        text = "undefended" if row.undefended else level_text(row) or row.defense
+        value, x = axis.value(row), axis.position(row)
         if value < x:
             text = f"{text} (return {short_number(round(value, 2))})"
         labels.append(Label(x, getattr(row, f"{measure}_mean"), text, styles[row.defense].color))

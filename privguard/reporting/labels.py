@@ -62,9 +62,9 @@ def place_labels(axes: Axes, labels: Sequence[Label], *, size: float) -> None:
             for distance in _DISTANCES
             for angle in _ANGLES
         ]
-        box, distance = min(
-            options, key=lambda option: _cost(option[0], option[1], obstacles, frame)
-        )
+        visible = np.stack(obstacles)
+        costs = [_cost(box, distance, visible, frame) for box, distance in options]
+        box, distance = options[int(np.argmin(costs))]
         obstacles += [box] * _TEXT_WEIGHT
         center = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         axes.annotate(
@@ -121,11 +121,10 @@ def _box(
 def _cost(
     box: NDArray[np.float64],
     distance: float,
-    obstacles: Sequence[NDArray[np.float64]],
+    obstacles: NDArray[np.float64],
     frame: NDArray[np.float64],
 ) -> float:
-    others = np.stack(obstacles)
-    overlap = _overlap(box, others).sum()
+    overlap = _overlap(box, obstacles).sum()
     outside = (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame[None]).sum()
     return float(overlap + 4 * outside + 0.4 * distance)
 

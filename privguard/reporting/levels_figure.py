@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from privguard.records import ReleaseKind
 from privguard.reporting.flags import by_privacy, privacy_sign
 from privguard.reporting.frontier import FrontierRow, headline
-from privguard.reporting.frontier_figure import CLIP_BELOW
+from privguard.reporting.frontier_axes import CLIP_BELOW
 from privguard.reporting.statistics import mean_or_none
 from privguard.reporting.style import (
     GREY,

@@ -92,7 +92,7 @@ def _drawings(cells: Sequence[CellRecord], rows: Sequence[FrontierRow]) -> list[
             (
                 "frontier_deployed",
                 "Frontier on deployed releases, the minibatches that trained the policy.",
-                ("png", "pdf", "svg"),
+                ("png",),
                 lambda: frontier_figure(rows, release="deployed"),
             )
         )
