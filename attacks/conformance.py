@@ -163,12 +163,9 @@ def _check_case(attack: Attack, problem: Problem, batch_size: int) -> Iterator[s
         return
     for answer in answers:
         yield from _shape_findings(answer, problem.template, batch_size)
-    again = attack.reconstruct_many(observations, prior=prior, seed=SEED)
-    if not all(_same(a, b) for a, b in zip(answers, again, strict=True)):
-        yield "two runs with one seed differ"
     swapped = attack.reconstruct_many(observations[::-1], prior=prior, seed=SEED)
     if not _same(answers[0], swapped[1]) or not _same(answers[1], swapped[0]):
-        yield "answers do not follow the order of the observations"
+        yield "another order of the observations, with the same seed, gives other answers"
     yield from _objective_findings(answers, observations, prior)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from attacks.attack import Reconstruction
 from attacks.gradients import choose_gradients
 from attacks.observation import Observation, gradient_matching_error
+from attacks.prior import Prior
 from attacks.transitions import Template, Transitions
 
 Distance: TypeAlias = Literal["l2", "cosine"]
@@ -33,6 +34,8 @@ def match(
     learning_rate: float,
     seed: int,
     penalty: Penalty | None = None,
+    scale: Prior | None = None,
+    direction_share: float = 0.0,
 ) -> list[Reconstruction]:
     """Fits fake transitions to the received gradients with Adam, from N(0, 1) draws.
 
@@ -50,11 +53,16 @@ def match(
         learning_rate: Adam's first step size, in the units of states and rewards.
         seed: of the draws.
         penalty: regulariser of the fakes.
+        scale: if given, fakes are optimised in units of this prior's deviations from its mean, and
+            the N(0, 1) draws and the learning rate mean these units.
+        direction_share: share of the iterations, at the start, that use the cosine distance in any
+            case. Far from the solution ||g~ - g|| is first of all reduced by shrinking g~, which
+            leads to TD errors of zero or of the wrong sign, and it stays there.
     """
     first = observations[0]
     size = first.batch_size
     like = next(iter(first.parameters.values()))
-    codec = _Codec(first.template)
+    codec = _Codec(first.template, scale, like)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(restarts * size, codec.width, generator=generator, dtype=like.dtype)
     fakes = draws.to(like.device).repeat(len(observations), 1).requires_grad_(True)
@@ -64,9 +72,14 @@ def match(
 
     with choose_gradients(observations, restarts) as gradients:
         for step in range(iterations):
+            directions = step < int(direction_share * iterations)
+            if step == int(direction_share * iterations):
+                best_value.fill_(math.inf)  # values of two distances do not compare
             z = codec.decode(fakes)
             dot, square = gradients.terms(z)
-            value = _distance(distance, dot, square, gradients.target_square)
+            value = _distance(
+                "cosine" if directions else distance, dot, square, gradients.target_square
+            )
             if penalty is not None:
                 value = value + penalty(z).reshape(-1, size).mean(dim=1)
             better = value.detach() < best_value
@@ -121,14 +134,24 @@ def _with_terminated(z: Transitions, terminated: Tensor) -> Transitions:
 class _Codec:
     """Rows of optimised numbers [state, action or logits, reward, next state] <-> transitions."""
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: Template, scale: Prior | None, like: Tensor) -> None:
         self._template = template
         self._sizes = [template.state_size, template.action_size, 1, template.state_size]
         self.width = sum(self._sizes)
+        center, unit = torch.zeros(self.width), torch.ones(self.width)
+        if scale is not None:
+            center = torch.cat([scale.joint_mean, center[:1], scale.next_state_mean])
+            unit = torch.cat([scale.joint_std, unit[:1], scale.state_std])
+            at = template.state_size + template.action_size
+            center[at], unit[at] = scale.reward_mean, max(scale.reward_std, 1e-3)
+            if template.discrete:  # logits have no scale of their own
+                center[template.state_size : at], unit[template.state_size : at] = 0.0, 1.0
+        self._center, self._unit = center.to(like), unit.to(like)
 
     def decode(self, rows: Tensor) -> Transitions:
         """Differentiable fakes; discrete actions as softmax weights (see ``observation``)."""
         shape = self._template.state_shape
+        rows = self._center + self._unit * rows
         state, action, reward, next_state = rows.split(self._sizes, dim=-1)
         if self._template.discrete:
             action = action.softmax(dim=-1)

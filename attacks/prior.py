@@ -36,9 +36,8 @@ class Prior:
     Attributes:
         template: shapes and ranges of transitions.
         samples: number of known transitions; 0 for the zero-knowledge prior.
-        state_mean, state_std: (S,) per flattened state coordinate.
-        next_state_mean: (S,).
-        joint_mean: (D,) of the rows [state, action], discrete actions one-hot.
+        joint_mean, joint_std: (D,) of the rows [state, action], discrete actions one-hot.
+        next_state_mean: (S,) of the flattened next state.
         reward_low, reward_high: range of rewards seen; infinite without knowledge.
         reward_mean, reward_std: moments of the reward.
         terminated_rate: share of terminal transitions.
@@ -47,10 +46,9 @@ class Prior:
 
     template: Template
     samples: int
-    state_mean: Tensor
-    state_std: Tensor
-    next_state_mean: Tensor
     joint_mean: Tensor
+    joint_std: Tensor
+    next_state_mean: Tensor
     reward_low: float
     reward_high: float
     reward_mean: float
@@ -78,7 +76,8 @@ class Prior:
         template = template or z_known.template()
         z = z_known.to(device="cpu")
         rows = flatten_state_action(z, template)
-        if rows.shape[1] != template.state_size + template.action_size:
+        sizes = [template.state_size, template.action_size]
+        if rows.shape[1] != sum(sizes):
             raise ValueError("the known transitions do not fit the template")
         state = flatten_state(z.state, z.reward.dtype)
         next_state = flatten_state(z.next_state, z.reward.dtype)
@@ -88,10 +87,11 @@ class Prior:
         return cls(
             template=template,
             samples=z.batch_size,
-            state_mean=state.mean(dim=0),
-            state_std=_shrunk_std(state),
-            next_state_mean=next_state.mean(dim=0),
             joint_mean=rows.mean(dim=0),
+            joint_std=torch.cat(
+                [_shrunk_std(part) for part in rows.split(sizes, dim=1)],
+            ),
+            next_state_mean=next_state.mean(dim=0),
             reward_low=float(z.reward.min()),
             reward_high=float(z.reward.max()),
             reward_mean=float(z.reward.mean()),
@@ -114,10 +114,9 @@ class Prior:
         return cls(
             template=template,
             samples=0,
-            state_mean=state,
-            state_std=torch.ones_like(state),
-            next_state_mean=state,
             joint_mean=joint,
+            joint_std=torch.ones_like(joint),
+            next_state_mean=state,
             reward_low=-math.inf,
             reward_high=math.inf,
             reward_mean=0.0,
@@ -127,6 +126,16 @@ class Prior:
             _rows=joint[None, :0].expand(0, 0),
             _model=None,
         )
+
+    @property
+    def state_mean(self) -> Tensor:
+        """(S,) mean of each flattened state coordinate."""
+        return self.joint_mean[: self.template.state_size]
+
+    @property
+    def state_std(self) -> Tensor:
+        """(S,) standard deviation of each flattened state coordinate."""
+        return self.joint_std[: self.template.state_size]
 
     @property
     def grants(self) -> frozenset[str]:
@@ -152,7 +161,7 @@ class Prior:
         size = len(self.joint_mean)
         if not self.samples:
             return torch.eye(size)
-        std = _shrunk_std(self._rows)
+        std = self.joint_std
         x = (self._rows - self.joint_mean) / std
         correlation = x.T @ x / self.samples
         trace, square = float(correlation.trace()), float(correlation.square().sum())
@@ -211,11 +220,13 @@ class Prior:
     def _learned(
         self, model: TransitionModel, state: Tensor, action: Tensor
     ) -> tuple[Tensor, Tensor]:
-        flat = flatten_state(state, self.state_mean.dtype)
+        flat = flatten_state(state, self.joint_mean.dtype).to(self.joint_mean)
         if self.template.action_count is not None and not action.is_floating_point():
             action = torch.nn.functional.one_hot(action, self.template.action_count)
-        rows = torch.cat([flat, action.reshape(len(action), -1).to(flat.dtype)], dim=-1)
+        rows = torch.cat([flat, action.reshape(len(action), -1).to(flat)], dim=-1)
         next_state, reward = model(flat, rows)
+        if state.is_floating_point():
+            next_state, reward = next_state.to(state), reward.to(state)
         return next_state.reshape(len(flat), *self.template.state_shape), reward
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -27,7 +28,7 @@ class TwinCritic(nn.Module):
 
 def dense(sizes: list[int], layer_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers.append(nn.Linear(inputs, outputs))
         if layer_norm and outputs != sizes[-1]:
             layers.append(nn.LayerNorm(outputs, elementwise_affine=False))
