@@ -17,7 +17,7 @@ from defenses.stages import Payload
     "clip",
     stage="transform",
     level="norm",
-    grid=(10.0, 1.0, 0.1),
+    grid=(10.0, 0.1),
     minimum=0.0,
     exclusive_minimum=True,
     private_end="low",

@@ -17,7 +17,7 @@ from defenses.stages import Payload
     "quantize",
     stage="transform",
     level="bits",
-    grid=(8, 4, 2, 1),
+    grid=(8, 2, 1),
     minimum=1,
     maximum=16,
     integer=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -311,24 +312,31 @@ def check_command(plugin: str) -> int:
     import attacks
     import defenses
 
+    module, _, short = plugin.rpartition(":")
     with _plugins():
-        short = plugin.rpartition(":")[2]
-        module = plugin.rpartition(":")[0]
         if module:
-            import importlib
-
             importlib.import_module(module)
         if short in attacks.available_attacks():
             findings = attacks.check_attack(short)
-        elif short in defenses.available_defenses():
-            findings = defenses.check_defense(plugin)
+        elif short.partition("=")[0] in defenses.available_defenses():
+            findings = _defense_findings(short)
         else:
             known = [*attacks.available_attacks(), *defenses.available_defenses()]
             raise BadInput(f"{plugin}: no such attack or defence{nearest(short, known)}")
     for finding in findings:
         print(f"{plugin}: {finding}")
-    print(f"{plugin}: {'passes' if not findings else f'{len(findings)} findings'}")
+    print(f"{plugin}: {f'{len(findings)} findings' if findings else 'passes'}")
     return int(bool(findings))
+
+
+def _defense_findings(text: str) -> list[str]:
+    from defenses.conformance import ConformanceError, check_defense
+
+    try:
+        check_defense(text)
+    except ConformanceError as error:
+        return list(error.failures)
+    return []
 
 
 def _recommendation(directory: Path, max_leakage: float, max_reward_loss: float) -> Any:

@@ -23,18 +23,16 @@ class EnvironmentSpec:
     gym_id: str
     agent: AgentName
     summary: str
+    forward_key: str | None = None
+    """The entry of a step's ``info`` that holds the forward part of the reward."""
     discount: float = 0.99
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``gymnasium.make``."""
     observations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Other observations on offer: name -> keyword arguments that replace ``options``."""
-    forward_key: str | None = None
-    """The entry of a step's ``info`` that holds the forward part of the reward."""
     one_hot: bool = False
     """Discrete observations become one-hot vectors (float32)."""
 
-
-_LOCOMOTION = {"agent": "td3", "forward_key": "reward_forward"}
 
 ENVIRONMENTS: dict[str, EnvironmentSpec] = {
     spec.name: spec
@@ -42,19 +40,20 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         EnvironmentSpec(
             "ant",
             "Ant-v5",
-            summary="MuJoCo quadruped; 27 numbers, or all 105 with --obs contact",
+            "td3",
+            "MuJoCo quadruped; 27 numbers, or all 105 with --obs contact",
+            "reward_forward",
             options={"include_cfrc_ext_in_observation": False},
             observations={"contact": {"include_cfrc_ext_in_observation": True}},
-            **_LOCOMOTION,
         ),
-        EnvironmentSpec("halfcheetah", "HalfCheetah-v5", summary="MuJoCo runner", **_LOCOMOTION),
-        EnvironmentSpec("hopper", "Hopper-v5", summary="MuJoCo one-legged hopper", **_LOCOMOTION),
-        EnvironmentSpec("walker2d", "Walker2d-v5", summary="MuJoCo biped", **_LOCOMOTION),
+        EnvironmentSpec("halfcheetah", "HalfCheetah-v5", "td3", "MuJoCo runner", "reward_forward"),
+        EnvironmentSpec("hopper", "Hopper-v5", "td3", "MuJoCo one-legged hopper", "reward_forward"),
+        EnvironmentSpec("walker2d", "Walker2d-v5", "td3", "MuJoCo biped", "reward_forward"),
         EnvironmentSpec(
             "frozenlake",
             "FrozenLake-v1",
             "dqn",
-            summary="4x4 grid with one-hot states; tiny, for tests and pseudo-solutions",
+            "4x4 grid with one-hot states; tiny, for tests and pseudo-solutions",
             discount=0.95,
             options={"is_slippery": False},
             one_hot=True,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from privguard.records import AttackRecord, CellRecord
 from privguard.spec import CellSpec
@@ -87,8 +87,7 @@ class LocalProcesses:
                     task = waiting.pop()
                     connection.send(task)
                     busy[connection] = (process, task)
-                for connection in wait(list(busy)):
-                    assert isinstance(connection, Connection)
+                for connection in cast(list[Connection], wait(list(busy))):
                     process, task = busy[connection]
                     try:
                         event = connection.recv()

@@ -23,8 +23,9 @@ from privguard.seeding import derive_seed, numpy_generator
 if TYPE_CHECKING:
     import gymnasium as gym
 
+    from defenses.aggregation import Aggregate
     from defenses.pipeline import Defense
-    from defenses.session import Aggregate, Session
+    from defenses.session import Session
 
 
 class Client:

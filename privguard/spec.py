@@ -42,7 +42,7 @@ class TD3Settings(Specification):
     """Standard deviation of the target-smoothing noise, in half widths of the action box."""
     smoothing_limit: float = 0.5
     """The smoothing noise is clipped to this."""
-    exploration: float = 0.1
+    exploration: float = 0.2
     """Standard deviation of the exploration noise, in half widths of the action box."""
     exploration_correlation: float = 0.9
     """Correlation of one step's exploration noise with the step before (AR(1))."""

@@ -221,13 +221,19 @@ class CellTraining:
     def _capture(self) -> None:
         probes = []
         agent = self.agent
-        sent = [x.clone() for x in (agent.weights, agent.target_weights, agent.broadcast)]
+        weights, targets = agent.weights.clone(), agent.target_weights.clone()
         for _ in range(self.cell.budget.probe_draws):
             probes += self.federation.probe(self.cell.probe_batch_size, self.probe_rng)
         deployed = self.federation.round(capture=True)
         # Deployed batches are large and alike: one view a capture is enough to attack.
         self.captures.captures.append(
-            Capture(self.round, *sent, {"probe": probes, "deployed": deployed[:1]})
+            Capture(
+                self.round,
+                weights,
+                targets,
+                agent.broadcast.clone(),
+                {"probe": probes, "deployed": deployed[:1]},
+            )
         )
 
     def _evaluate(self) -> None:

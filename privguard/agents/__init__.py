@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -37,12 +37,12 @@ class Agent(Protocol):
         ...
 
     def explore(
-        self, greedy: np.ndarray, noise: np.ndarray | None, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+        self, greedy: Any, noise: Any, rng: np.random.Generator
+    ) -> tuple[Any, np.ndarray | None]:
         """A greedy action with exploration, and the noise to pass to the next step."""
         ...
 
-    def random_action(self, rng: np.random.Generator) -> np.ndarray:
+    def random_action(self, rng: np.random.Generator) -> Any:
         """A uniformly random action."""
         ...
 

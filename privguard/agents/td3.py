@@ -10,6 +10,7 @@ what the server sent.
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class TD3:
         initialise(self.shared, generator)
         # Copied before anyone hooks the shared modules (Opacus cannot copy a hooked one).
         self.target = copy.deepcopy(self.shared).requires_grad_(False)
-        self._frozen_critic = copy.deepcopy(self.shared["critic"])
+        self._frozen_critic = cast(TwinCritic, copy.deepcopy(self.shared["critic"]))
         self.weights = flatten_storage(self.shared)
         self.target_weights = flatten_storage(self.target)
         alias_frozen(self.shared["critic"], self._frozen_critic)

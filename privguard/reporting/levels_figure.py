@@ -23,6 +23,7 @@ from privguard.reporting.style import (
     freeze_layout,
     message_figure,
     new_figure,
+    note,
     tidy,
 )
 from privguard.reporting.wording import short_number
@@ -86,6 +87,8 @@ def _accuracy(
         sns.lineplot(x=x, y=y, ax=axes, color=style.color, linestyle=dash, alpha=0.8, linewidth=1.1)
     worst = by_privacy(headline(rows, release))
     _measured(axes, worst, "ra", style)
+    if not worst:
+        note(axes, "not attacked yet")
     strongest = headline(controls, release)
     if strongest and strongest[0].ra_mean is not None:
         axes.axhline(strongest[0].ra_mean, color=INK, linewidth=1, zorder=1)

@@ -14,7 +14,7 @@ from privguard.reporting.candidates import Candidate, candidates
 from privguard.reporting.flags import Flag, suspicious_results
 from privguard.reporting.frontier import FrontierRow
 from privguard.reporting.returns import UNDEFENDED
-from privguard.reporting.wording import interval_text
+from privguard.reporting.wording import interval_text, return_text
 
 Status = Literal["recommended", "tentative", "none"]
 Confidence = Literal["none", "low", "moderate", "high"]
@@ -191,10 +191,13 @@ def _evidence(candidate: Candidate) -> list[str]:
             f"against {candidate.ra_prior:.2f} by guessing from the prior"
         )
     plural = "s" if candidate.seeds != 1 else ""
+    earned = f"Normalised return {reward}"
+    if candidate.normalized_return_mean is None:
+        earned = f"Return {return_text(candidate.return_mean)}, not normalised,"
     return [
         f"Strongest of {', '.join(candidate.attacks)}: {candidate.worst_attack}, "
         f"leakage {leaked}{accuracy}.",
-        f"Normalised return {reward} over {candidate.seeds} seed{plural}.",
+        f"{earned} over {candidate.seeds} seed{plural}.",
     ]
 
 

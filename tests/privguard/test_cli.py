@@ -1,0 +1,169 @@
+"""The command line as a user meets it: real runs, bad input, kills and resumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PRIVGUARD = [sys.executable, "-c", "from privguard.cli import main; main()"]
+SMALL = ["sweep", "--env", "frozenlake", "--budget", "smoke", "--defense", "gaussian=0.01"]
+
+
+def privguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PRIVGUARD, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def finished_cells(directory: Path) -> list[tuple[str, str]]:
+    path = directory / "records.sqlite"
+    if not path.exists():
+        return []
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return connection.execute("SELECT key, record FROM cells").fetchall()
+    except sqlite3.OperationalError:
+        return []
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep of the smallest environment, with its directory's parent."""
+    parent = tmp_path_factory.mktemp("sweep")
+    result = privguard(*SMALL, "--attack", "analytic", "--attack", "dlg", cwd=parent)
+    assert result.returncode == 0, result.stderr
+    return parent
+
+
+def test_a_sweep_leaves_a_report_and_an_answer(run: Path) -> None:
+    directory = run / "reports" / "frozenlake"
+    for name in ("index.html", "frontier.png", "frontier.pdf", "frontier.svg", "summary.md"):
+        assert (directory / name).stat().st_size > 500, name
+    rows = list(csv.DictReader((directory / "frontier.csv").open()))
+    assert {row["defense"] for row in rows} == {"none", "gaussian"}
+    assert {row["attack"] for row in rows} == {"analytic", "dlg"}
+    control = next(
+        row
+        for row in rows
+        if (row["defense"], row["attack"], row["release"]) == ("none", "analytic", "probe")
+    )
+    assert float(control["leakage_mean"]) > 0.9
+
+
+def test_running_it_again_computes_nothing(run: Path) -> None:
+    directory = run / "reports" / "frozenlake"
+    before = finished_cells(directory)
+    result = privguard(*SMALL, "--attack", "analytic", "--attack", "dlg", cwd=run)
+    assert result.returncode == 0, result.stderr
+    assert "2 finished" in result.stderr
+    assert finished_cells(directory) == before
+
+
+def test_a_new_attack_does_not_retrain(run: Path) -> None:
+    directory = run / "reports" / "frozenlake"
+    before = finished_cells(directory)
+    result = privguard("attack", "reports/frozenlake", "--attack", "geiping", cwd=run)
+    assert result.returncode == 0, result.stderr
+    assert finished_cells(directory) == before
+    attacks = {row["attack"] for row in csv.DictReader((directory / "frontier.csv").open())}
+    assert "geiping" in attacks
+
+
+def test_recommend_answers_in_words_and_json(run: Path) -> None:
+    words = privguard("recommend", "reports/frozenlake", cwd=run)
+    assert words.returncode == 0, words.stderr
+    assert words.stdout.strip()
+    answer = privguard("recommend", "reports/frozenlake", "--json", cwd=run)
+    assert isinstance(json.loads(answer.stdout), dict)
+
+
+def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    arguments = [*SMALL[:5], "--defense", "clip=1,0.1,0.01", "--attack", "analytic", "--workers"]
+    arguments += ["1", "--out", "run"]
+    process = subprocess.Popen(
+        [*PRIVGUARD, *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not finished_cells(directory) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = finished_cells(directory)
+    assert 0 < len(done) < 4
+    result = privguard(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(done)} finished" in result.stderr
+    after = finished_cells(directory)
+    assert len(after) == 4
+    assert after[: len(done)] == done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sweep"], "--env"),
+        (["sweep", "--env", "hoper"], "did you mean 'hopper'"),
+        (["sweep", "--env", "hopper", "--obs", "contact"], "--obs contact"),
+        (["sweep", "--env", "hopper", "--defense", "gausian=1"], "gaussian"),
+        (["sweep", "--env", "hopper", "--defense", "gaussian=-1"], "variance"),
+        (["sweep", "--env", "hopper", "--defense", "dp-sgd=inf"], "finite"),
+        (["sweep", "--env", "hopper", "--defense", "secagg=9"], "clients"),
+        (["sweep", "--env", "hopper", "--attack", "rgai"], "rgia"),
+        (["sweep", "--env", "hopper", "--attack", "nowhere:x"], "nowhere"),
+        (["sweep", "--env", "hopper", "--budget", "quik"], "did you mean 'quick'"),
+        (["sweep", "--env", "hopper", "--seeds", "0"], "--seeds 0"),
+        (["sweep", "--env", "hopper", "--spec", "missing.json"], "--spec"),
+        (["sweep", "--env", "hopper", "--out", "/proc/run"], "--out"),
+        (["report", "nowhere"], "nowhere"),
+        (["recommend", "nowhere"], "nowhere"),
+        (["check", "rgai"], "rgia"),
+        (["evaluate", "--env", "ant", "--policy", "best"], "--policy"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], says: str, tmp_path: Path
+) -> None:
+    result = privguard(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir()), "nothing may be left behind"
+
+
+def test_baselines_are_what_the_field_knows(tmp_path: Path) -> None:
+    arguments = ["evaluate", "--env", "ant", "--policy", "zero", "--episodes", "2", "--json"]
+    result = privguard(*arguments, cwd=tmp_path)
+    assert json.loads(result.stdout)["mean"] == pytest.approx(993, abs=10)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
+def test_ctrl_c_stops_with_a_hint(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*PRIVGUARD, *SMALL[:3], "--budget", "quick", "--out", "run"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "run" / "records.sqlite").exists():
+        time.sleep(0.05)
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "resume" in errors
+    assert "Traceback" not in errors

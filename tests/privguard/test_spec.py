@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import defenses
+from privguard.grids import chosen_grids, default_grids, parse_grid
+from privguard.spec import CellSpec, DefenseGrid, SweepSpec, format_level
+from tests.privguard.tiny import tiny_cell
+
+
+def sweep(**changes: object) -> SweepSpec:
+    fields: dict[str, object] = {
+        "env": "hopper",
+        "defenses": (
+            DefenseGrid(template="gaussian={level}", levels=(0.1, 1.0)),
+            DefenseGrid(template="none", levels=()),
+        ),
+        "attacks": ("rgia",),
+        "seeds": 2,
+    }
+    return SweepSpec.model_validate(fields | changes)
+
+
+def test_specifications_survive_json() -> None:
+    assert SweepSpec.model_validate_json(sweep().model_dump_json()) == sweep()
+    cell = tiny_cell("hopper", "gaussian={level}", 0.1)
+    assert CellSpec.model_validate_json(cell.model_dump_json()) == cell
+
+
+def test_cells_come_seed_by_seed_with_the_control_first() -> None:
+    cells = sweep().cells()
+    assert [(cell.seed, cell.defense_text) for cell in cells] == [
+        (seed, text) for seed in (0, 1) for text in ("none", "gaussian=0.1", "gaussian=1")
+    ]
+
+
+def test_the_key_is_the_computation() -> None:
+    cell = tiny_cell("hopper", "gaussian={level}", 0.1)
+    assert cell.key == tiny_cell("hopper", "gaussian={level}", 0.1).key
+    keys = {c.key for c in sweep().cells()}
+    assert len(keys) == 6
+    assert {c.key for c in sweep(attacks=("rgia", "dlg")).cells()} == keys
+    assert not {c.key for c in sweep(clients=5).cells()} & keys
+
+
+def test_unknown_fields_and_empty_grids_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        sweep(speed=11)
+    with pytest.raises(ValidationError):
+        sweep(defenses=())
+
+
+@given(st.floats(min_value=1e-12, max_value=1e12))
+def test_levels_read_back_as_they_were(level: float) -> None:
+    assert float(format_level(level)) == level
+
+
+@pytest.mark.parametrize(
+    ("text", "template", "levels"),
+    [
+        ("gaussian=0.1,1e-3", "gaussian={level}", (0.1, 1e-3)),
+        ("dp-sgd=0.1,0.3@clip=0.5", "dp-sgd={level}@clip=0.5", (0.1, 0.3)),
+        ("clip=1+gaussian=0.1,0.2", "clip=1+gaussian={level}", (0.1, 0.2)),
+        ("clip=1,2+gaussian=0.1", "clip={level}+gaussian=0.1", (1.0, 2.0)),
+        ("clip=1+quantize=8", "clip=1+quantize={level}", (8,)),
+        ("gaussian=0.5+secagg", "gaussian={level}+secagg", (0.5,)),
+        ("quantize=8,8,4", "quantize={level}", (8, 4)),
+    ],
+)
+def test_a_grid_is_read_from_text(text: str, template: str, levels: tuple[float, ...]) -> None:
+    grid = parse_grid(text, clients=4)
+    assert (grid.template, grid.levels) == (template, levels)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("gausian=1", "gaussian"),
+        ("gaussian=-1", "variance"),
+        ("gaussian=nan", "finite"),
+        ("gaussian=", "finite"),
+        ("quantize=2.5", "whole number"),
+        ("topk=1.5", "fraction"),
+        ("clip=1,2+gaussian=1,2", "one stage"),
+        ("none+clip=1", "none"),
+    ],
+)
+def test_a_wrong_grid_is_one_line(text: str, says: str) -> None:
+    with pytest.raises(defenses.DefenseError, match=says) as caught:
+        parse_grid(text, clients=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_default_sweep_visits_every_defence_and_the_control_comes_first() -> None:
+    grids = default_grids(clients=4)
+    assert grids[0].template == "none"
+    names = {grid.template.split("=")[0] for grid in grids}
+    assert names == set(defenses.available_defenses())
+    assert all(level <= 3 for g in default_grids(3) if "secagg" in g.template for level in g.levels)
+
+
+def test_the_control_is_always_there() -> None:
+    assert [g.template for g in chosen_grids(["clip=1"], 4)] == ["none", "clip={level}"]
