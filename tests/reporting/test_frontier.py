@@ -1,11 +1,11 @@
 import math
 
 import pytest
-from record_factory import IDLE, PRIOR, attack, cell, sweep
 
 from privguard.records import AttackRecord, TargetScores
 from privguard.reporting.frontier import frontier_rows, headline, leakage, pareto, worst_case
 from privguard.reporting.tables import COLUMNS, read_frontier_csv, write_frontier_csv
+from tests.reporting.record_factory import IDLE, PRIOR, attack, cell, sweep
 
 CONTRACT = [
     "env",

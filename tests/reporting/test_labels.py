@@ -1,11 +1,11 @@
 from matplotlib.text import Text
-from record_factory import sweep
 
 from privguard.reporting.frontier import frontier_rows
 from privguard.reporting.frontier_axes import CLIP_BELOW
 from privguard.reporting.frontier_figure import frontier_figure
 from privguard.reporting.style import defense_styles, figure_style
 from privguard.reporting.wording import short_number
+from tests.reporting.record_factory import sweep
 
 
 def test_levels_are_written_short():
@@ -33,8 +33,11 @@ def test_every_level_of_the_main_panel_is_labelled_apart():
         assert {"undefended", "1e-5", "0.01"} <= texts
         assert any(text.startswith("100 (return -1") for text in texts)
         assert main.get_xlim()[0] >= CLIP_BELOW - 0.1
-        # An annotation's own extent would include its leader line.
-        boxes = [Text.get_window_extent(text) for text in levels]
+        boxes = []
+        for text in levels:
+            # The annotation's own extent would include its leader line.
+            text.update_positions(figure.canvas.get_renderer())
+            boxes.append(Text.get_window_extent(text))
     overlaps = sum(
         one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index]
     )

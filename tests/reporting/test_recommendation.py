@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from record_factory import attack, cell, sweep
 
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.frontier import FrontierRow, frontier_rows
 from privguard.reporting.recommendation import recommend, render_text
+from tests.reporting.record_factory import attack, cell, sweep
 
 
 def _rows(

@@ -2,10 +2,10 @@ import subprocess
 import sys
 
 import pytest
-from record_factory import attack, cell, sweep
 
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.report import write_report
+from tests.reporting.record_factory import attack, cell, sweep
 
 ALWAYS = {
     "frontier.csv", "frontier.png", "frontier.pdf", "frontier.svg", "leakage.png", "levels.png",
