@@ -138,34 +138,29 @@ class DenseGradients:
         seen = {module: (x, out) for module, x, out in self._hooks.calls}
         outputs = [seen[layer.module][1] for layer in self._layers]
         deltas = torch.autograd.grad(loss, outputs, create_graph=True)
-        dot = square = loss.new_zeros(groups)
-        for layer, d in zip(self._layers, deltas, strict=True):
-            x = seen[layer.module][0]
-            terms = self._formed_terms if self._masked else self._gram_terms
-            layer_dot, layer_square = terms(layer, x, d)
-            dot, square = dot + layer_dot, square + layer_square
-        return dot, square
+        terms = self._formed_terms if self._masked else self._gram_terms
+        parts = [
+            terms(layer, seen[layer.module][0], d)
+            for layer, d in zip(self._layers, deltas, strict=True)
+        ]
+        dots, squares = zip(*parts, strict=True)
+        return torch.stack(dots).sum(dim=0), torch.stack(squares).sum(dim=0)
 
     def _gram_terms(self, layer: LinearLayer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's part of both sums; x (G b, n), d (G b, m)."""
         groups, size = self._targets * self._restarts, self._observation.batch_size
         per_target = d.reshape(self._targets, -1, d.shape[1])
-        dots = d.new_zeros(len(d))
+        dots, grams = [], []
         if layer.weight is not None:
             projected = torch.bmm(per_target, self._received[layer.weight]).reshape(x.shape)
-            dots = dots + (projected * x).sum(dim=1)
+            dots.append((projected * x).sum(dim=1))
+            grams.append(_row_products(x, groups))
         if layer.bias is not None:
             bias = self._received[layer.bias][:, :, None]
-            dots = dots + torch.bmm(per_target, bias).reshape(-1)
-        if size == 1:
-            gram = (x * x).sum(dim=1) * (layer.weight is not None) + float(layer.bias is not None)
-            square = (d * d).sum(dim=1) * gram
-        else:
-            rows, deltas = x.reshape(groups, size, -1), d.reshape(groups, size, -1)
-            inputs = torch.bmm(rows, rows.mT) * (layer.weight is not None)
-            gram = inputs + float(layer.bias is not None)
-            square = (torch.bmm(deltas, deltas.mT) * gram).sum(dim=(1, 2))
-        return dots.reshape(groups, size).sum(dim=1), square
+            dots.append(torch.bmm(per_target, bias).reshape(-1))
+            grams.append(torch.ones_like(grams[0]) if grams else x.new_ones(groups, size, size))
+        square = (_row_products(d, groups) * sum(grams[1:], grams[0])).sum(dim=(1, 2))
+        return sum(dots[1:], dots[0]).reshape(groups, size).sum(dim=1), square
 
     def _formed_terms(self, layer: LinearLayer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """The same over surviving coordinates only, which needs the gradients themselves."""
@@ -270,6 +265,14 @@ def probe_transitions(template: Template, rows: int, like: Tensor) -> Transition
         next_state=draw(*template.state_shape),
         terminated=torch.zeros(rows, dtype=like.dtype, device=like.device),
     )
+
+
+def _row_products(rows: Tensor, groups: int) -> Tensor:
+    """Inner products of each group's rows: (G b, n) to (G, b, b)."""
+    if len(rows) == groups:  # one record: a plain sum is faster than many tiny products
+        return rows.square().sum(dim=1)[:, None, None]
+    grouped = rows.reshape(groups, -1, rows.shape[1])
+    return torch.bmm(grouped, grouped.mT)
 
 
 def _surviving(observation: Observation, received: Tensor) -> Tensor | None:

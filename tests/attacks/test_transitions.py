@@ -51,7 +51,7 @@ def test_template_reads_discrete_actions_and_pixels() -> None:
         ("next_state", torch.zeros(2, 4), "next_state must have the shape"),
         ("reward", torch.zeros(2, 1), "reward must have shape"),
         ("terminated", torch.zeros(2, 1), "terminated must have shape"),
-        ("action", torch.zeros(2, 1, dtype=torch.int64), "integer action"),
+        ("action", torch.zeros(2, 1, dtype=torch.int64), "discrete action must have shape"),
     ],
 )
 def test_malformed_batches_are_refused(field: str, value: torch.Tensor, message: str) -> None:
