@@ -39,7 +39,7 @@ class Reference:
         state, action, reward, next_state: sigma of each flattened coordinate, (S,), (A,), (1,),
             (S,). For discrete actions the single entry is the square root of the error rate of
             always guessing the commonest action, so that this guess has nmse one.
-        decoys: other records of the environment.
+        decoys: other records of the environment, at least one.
     """
 
     template: Template
@@ -68,6 +68,8 @@ class Reference:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(transitions.batch_size, generator=generator)
             decoys = transitions[order[:DECOYS]]
+        elif not decoys.batch_size:
+            raise ValueError("a reference needs at least one decoy")
         flat = _Fields.of(transitions, template)
         if template.discrete:
             counts = flat.action.flatten().long().bincount()
@@ -137,8 +139,8 @@ def consistency(
 ) -> dict[str, float | None]:
     """Agreement of random restarts, over all targets: keys ed, ss, cd.
 
-    Each restart is one vector of its known (s, a, r, s') in sigma, rows aligned to the first
-    restart's. ed and cd: mean pairwise Euclidean and cosine distance within a target, averaged over
+    Each restart is one vector of its known (s, a, r, s'), in sigma from the decoys' mean (else the
+    offset of that mean would hide every difference of direction), rows aligned to the first's. ed and cd: mean pairwise Euclidean and cosine distance within a target, averaged over
     targets. ss: silhouette score with the target as cluster. RGIA (arXiv 2512.00303) reports these
     but not their formulas; the formulas are ours. None where fewer than two restarts, or for ss two
     targets, exist.
@@ -260,8 +262,6 @@ def _accuracy(error: Tensor, tolerance: Tensor) -> float | None:
 def _identified(ours: _Fields, theirs: _Fields, reference: Reference) -> float | None:
     """Share of rows nearer to the true record than to every decoy, over the known coordinates."""
     decoys = _Fields.of(reference.decoys, reference.template)
-    if not len(reference.decoys):
-        return None
     hits = []
     for i in range(len(ours.reward)):
         guess, true = ours.take(slice(i, i + 1)), theirs.take(slice(i, i + 1))
@@ -282,8 +282,12 @@ def _transition_error(z: Transitions, prior: Prior) -> float | None:
 
 
 def _known_vector(z: Transitions, reference: Reference) -> Tensor:
-    """All varying, known numbers of a batch in sigma, flattened; discrete actions one-hot."""
+    """All varying numbers of a batch in sigma from the decoys' mean, flattened; unknown ones zero.
+
+    A discrete action is one-hot.
+    """
     fields = _Fields.of(z, reference.template)
+    decoys = _Fields.of(reference.decoys, reference.template)
     parts = []
     for name in ("state", "action", "reward", "next_state"):
         value, sigma = getattr(fields, name), getattr(reference, name)
@@ -293,7 +297,8 @@ def _known_vector(z: Transitions, reference: Reference) -> Tensor:
             )
             continue
         keep = sigma >= SIGMA_FLOOR
-        parts.append(value[:, keep] / sigma[keep])
+        centered = value[:, keep] - getattr(decoys, name).mean(dim=0)[keep]
+        parts.append(centered / sigma[keep])
     return torch.cat(parts, dim=1).flatten().nan_to_num(nan=0.0)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from defenses.registry import DefenseInfo, get_defense_info
 from privguard.auditing import Audit, measure_noise
 from privguard.captures import CellCaptures
+from privguard.grids import swept_stage
 from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
 from privguard.spec import CellSpec
 from privguard.store import RunFiles
@@ -75,7 +75,7 @@ def cell_record(training: CellTraining) -> CellRecord:
     final = [value for evaluation in last for value in evaluation.returns]
     state, reason = _state(training, final, random_return)
     session = training.federation.session
-    swept = _swept_stage(cell)
+    swept = swept_stage(cell.defense)
     return CellRecord(
         key=cell.key,
         env=cell.env,
@@ -99,7 +99,9 @@ def cell_record(training: CellTraining) -> CellRecord:
         privacy=_privacy(training),
         train_seconds=training.seconds,
         rounds_per_second=training.round / max(training.seconds, 1e-9),
-        bytes_per_round=training.federation.defense.upload_bytes(session.layout.size),
+        bytes_per_round=training.federation.defense.upload_bytes(
+            session.layout.size, len(session.layout.names)
+        ),
         versions={name: importlib.metadata.version(name) for name in _VERSIONED},
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
@@ -114,14 +116,6 @@ def _state(
     if mean <= random_return:
         return "collapsed", f"return {mean:.0f} is not above a random policy's {random_return:.0f}"
     return "ok", ""
-
-
-def _swept_stage(cell: CellSpec) -> DefenseInfo | None:
-    """The registered defence whose level the cell sets."""
-    for stage in cell.defense.split("+"):
-        if "={level}" in stage:
-            return get_defense_info(stage.split("=")[0])
-    return None
 
 
 def _privacy(training: CellTraining) -> PrivacyStatement:

@@ -134,6 +134,7 @@ def sweep_command(
     if workers is not None:
         _positive("--workers", workers)
     count = workers or len(os.sched_getaffinity(0))
+    chosen = _executor(executor, count, out)
     console = Console(stderr=True)
     store = Store.create(out)
     failures: list[str] = []
@@ -152,7 +153,7 @@ def sweep_command(
                     if isinstance(event, Failed):
                         failures.append(cell_name(event.cell))
 
-                run_sweep(spec, store, _executor(executor, count, out), command, on_event)
+                run_sweep(spec, store, chosen, command, on_event)
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to resume", highlight=False)
             raise SystemExit(130) from None
@@ -360,7 +361,13 @@ def _known_sweep(store: Store) -> tuple[SweepSpec, str]:
 
 
 def _executor(name: str, workers: int, directory: Path) -> Executor:
-    return LocalProcesses(workers, directory)
+    if name == "local":
+        return LocalProcesses(workers, directory)
+    try:
+        from privguard.ray_executor import RayTasks
+    except ModuleNotFoundError:
+        raise BadInput("--executor ray: Ray is missing; pip install 'privguard[ray]'") from None
+    return RayTasks(directory)
 
 
 def _read_spec(path: Path) -> SweepSpec:

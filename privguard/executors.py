@@ -145,12 +145,13 @@ def _work(connection: Connection, directory: Path) -> None:
         except EOFError:
             return
         try:
-            connection.send(_compute(task, directory, connection.send))
+            connection.send(compute_task(task, directory, connection.send))
         except BrokenPipeError:
             return
 
 
-def _compute(task: Task, directory: Path, send: Callable[[Event], None]) -> Event:
+def compute_task(task: Task, directory: Path, send: Callable[[Event], None]) -> Event:
+    """Computes one cell on one thread; what it raises becomes a ``Failed``."""
     import torch
 
     from privguard.cells import run_cell

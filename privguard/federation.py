@@ -91,12 +91,20 @@ class Server:
             fused=True,
         )
 
-    def step(self, gradient: Tensor) -> None:
-        """One Adam step along the aggregate (P,), then the target update."""
-        for parameter, (start, stop, _) in zip(
-            self._slices, self.agent.learning_rates(), strict=True
+    def step(self, gradient: Tensor, progress: float) -> None:
+        """One Adam step along the aggregate (P,), then the target update.
+
+        Args:
+            gradient: (P,) mean of what the clients sent.
+            progress: Share of the training that is over; late steps are smaller.
+        """
+        decay_from = self.agent.settings.decay_from
+        pace = min(1.0, (1 - progress) / (1 - decay_from))
+        for parameter, group, (start, stop, rate) in zip(
+            self._slices, self.optimizer.param_groups, self.agent.learning_rates(), strict=True
         ):
             parameter.grad = gradient[start:stop]
+            group["lr"] = pace * rate
         self.optimizer.step()
         self.agent.update_targets()
 
@@ -148,8 +156,10 @@ class Federation:
             chosen, client.noise = self.agent.explore(action, client.noise, client.exploration_rng)
             client.play(chosen)
 
-    def round(self, *, capture: bool = False) -> list[Release]:
+    def round(self, progress: float, *, capture: bool = False) -> list[Release]:
         """One training round. Returns its releases if they are to be captured, else nothing.
+
+        ``progress`` is the share of the training that is over.
 
         A defence that only adds to the summed gradient is applied to the stacked minibatches of all
         clients at once, equal in distribution and several times cheaper; where releases are
@@ -165,7 +175,7 @@ class Federation:
             if accountant is not None:
                 accountant.step(client.replay.sample_rate(self.batch_size))
         if self.defense.additive and not capture:
-            self.server.step(self.session.mean_release(losses, owner))
+            self.server.step(self.session.mean_release(losses, owner), progress)
             return []
         aggregate = self.session.aggregate(self.session.release(losses, owner, memory=self.memory))
         captured: list[Release] = []
@@ -173,7 +183,7 @@ class Federation:
             self._remember(indices)
             undefended = self.session.undefended(losses, owner)
             captured = self._releases(aggregate, undefended, batch, owner)
-        self.server.step(aggregate.mean)
+        self.server.step(aggregate.mean, progress)
         return captured
 
     def probe(self, batch_size: int, rng: np.random.Generator) -> list[Release]:

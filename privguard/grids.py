@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 import defenses
-from defenses.registry import get_defense_info
+from defenses.registry import DefenseInfo, get_defense_info
 from privguard.spec import DefenseGrid, defense_text
 
 
@@ -66,6 +66,14 @@ def parse_grid(text: str, clients: int) -> DefenseGrid:
     for level in grid.levels:
         defenses.parse(defense_text(grid.template, level))
     return grid
+
+
+def swept_stage(template: str) -> DefenseInfo | None:
+    """The registered defence whose level a cell sets; None where it sets none."""
+    for stage in template.split("+"):
+        if "={level}" in stage:
+            return get_defense_info(stage.split("=")[0])
+    return None
 
 
 def _split_stage(stage: str) -> tuple[str, str | None, str]:

@@ -35,7 +35,9 @@ class TD3Settings(Specification):
     hidden: tuple[Positive, ...] = (128, 128)
     layer_norm: bool = True
     critic_learning_rate: float = 1e-3
-    actor_learning_rate: float = 1e-3
+    actor_learning_rate: float = 5e-4
+    decay_from: float = Field(default=0.6, ge=0, lt=1)
+    """Share of the rounds after which the learning rates fall, linearly, to nothing."""
     tau: float = 0.005
     """Share of the way that target networks move each round."""
     smoothing: float = 0.2
@@ -58,6 +60,7 @@ class DQNSettings(Specification):
     hidden: tuple[Positive, ...] = (64, 64)
     layer_norm: bool = False
     learning_rate: float = 1e-3
+    decay_from: float = Field(default=0.6, ge=0, lt=1)
     tau: float = 0.01
     exploration: float = 0.2
     """Probability of a random action."""
@@ -94,7 +97,7 @@ BUDGETS: dict[BudgetName, str] = {
 }
 
 _QUICK_ROUNDS = {
-    "ant": 80_000,
+    "ant": 52_000,
     "halfcheetah": 20_000,
     "hopper": 30_000,
     "walker2d": 40_000,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from privguard.executors import Event, Executor, Failed, Finished, Task
+from privguard.grids import swept_stage
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.report import write_report
 from privguard.spec import SweepSpec
@@ -63,13 +64,14 @@ def run_sweep(
 def failed_record(event: Failed) -> CellRecord:
     """A failed cell is remembered like any other, and tried again by the next run."""
     cell = event.cell
+    swept = swept_stage(cell.defense)
     return CellRecord(
         key=cell.key,
         env=cell.env,
         defense=cell.defense_name,
         level=cell.level,
-        level_name=None,
-        private_end=None,
+        level_name=swept.level if swept else None,
+        private_end=swept.private_end if swept else None,
         seed=cell.seed,
         budget=cell.budget.name,
         state="failed",

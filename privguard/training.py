@@ -125,9 +125,9 @@ class CellTraining:
                 self.federation.collect(explore=True)
             self.agent.begin_round(self.server_generator)
             if self.round in capture_at:
-                self._capture()
+                self._capture(self.round / budget.rounds)
             else:
-                self.federation.round()
+                self.federation.round(self.round / budget.rounds)
             self.round += 1
             if self.round % _CHECK_EVERY and self.round not in evaluate_at:
                 continue
@@ -218,13 +218,13 @@ class CellTraining:
             client.resume(state["episodes"], state["episode_steps"])
             client.noise = None if state["noise"] is None else np.asarray(state["noise"])
 
-    def _capture(self) -> None:
+    def _capture(self, progress: float) -> None:
         probes = []
         agent = self.agent
         weights, targets = agent.weights.clone(), agent.target_weights.clone()
         for _ in range(self.cell.budget.probe_draws):
             probes += self.federation.probe(self.cell.probe_batch_size, self.probe_rng)
-        deployed = self.federation.round(capture=True)
+        deployed = self.federation.round(progress, capture=True)
         # Deployed batches are large and alike: one view a capture is enough to attack.
         self.captures.captures.append(
             Capture(

@@ -18,6 +18,7 @@ from privguard.spec import DQNSettings, TD3Settings
 class Agent(Protocol):
     """What the federation asks of a learner."""
 
+    settings: TD3Settings | DQNSettings
     shared: nn.ModuleDict
     """The networks whose gradients clients share."""
     weights: Tensor

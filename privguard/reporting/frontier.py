@@ -238,8 +238,8 @@ def leakage(target: TargetScores) -> float | None:
 def _nmse(target: TargetScores) -> float | None:
     """Normalised error of (s, a): as recorded, or else the mean of its two parts."""
     scores = target.scores
-    if scores.get("nmse_state_action") is not None:
-        return scores["nmse_state_action"]
+    if scores.get("nmse") is not None:
+        return scores["nmse"]
     return mean_or_none([scores.get("nmse_state"), scores.get("nmse_action")])
 
 

@@ -50,7 +50,7 @@ def training(env: str, defense: str, level: float | None) -> CellTraining:
     for _ in range(cell.budget.warmup_steps):
         ready.federation.collect(explore=False)
     for _ in range(20):
-        ready.federation.round()
+        ready.federation.round(0.0)
     return ready
 
 
@@ -61,7 +61,7 @@ def milliseconds(cell: CellTraining, rounds: int) -> tuple[float, float]:
         cell.federation.collect(explore=True)
     between = time.process_time()
     for _ in range(rounds):
-        cell.federation.round()
+        cell.federation.round(0.0)
     ended = time.process_time()
     return 1e3 * (between - started) / rounds, 1e3 * (ended - between) / rounds
 
@@ -72,7 +72,7 @@ def profile(cell: CellTraining, rounds: int) -> dict[str, float]:
     profiler.enable()
     for _ in range(rounds):
         cell.federation.collect(explore=True)
-        cell.federation.round()
+        cell.federation.round(0.0)
     profiler.disable()
     stats = pstats.Stats(profiler)
     seconds = dict.fromkeys([*GROUPS, "other Python"], 0.0)

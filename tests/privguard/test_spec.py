@@ -97,7 +97,7 @@ def test_a_wrong_grid_is_one_line(text: str, says: str) -> None:
 def test_the_default_sweep_visits_every_defence_and_the_control_comes_first() -> None:
     grids = default_grids(clients=4)
     assert grids[0].template == "none"
-    names = {grid.template.split("=")[0] for grid in grids}
+    names = {grid.template.split("=")[0] for grid in grids[1:]}
     assert names == set(defenses.available_defenses())
     assert all(level <= 3 for g in default_grids(3) if "secagg" in g.template for level in g.levels)
 
