@@ -49,7 +49,7 @@ class RGIA(Attack):
     restarts: int = 4
     learning_rate: float = 0.1
     direction_share: float = 0.6
-    state_weight: float = 1e-3
+    state_weight: float = 1e-4
     reward_weight: float = 1e-2
     dynamics_weight: float = 1e-2
 

@@ -1,7 +1,7 @@
 """Runs cells on a Ray cluster: the same interface as local processes.
 
-Captures and checkpoints are written by the workers, so the run's directory must lie on a file system
-that all of them share. Records come back to the driver, which alone writes the database.
+Captures and checkpoints are written by the workers, so the run's directory must lie on a file
+system that all of them share. Records come back to the driver, which alone writes the database.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _POLL_SECONDS = 1.0
 
 
 class RayTasks:
-    """One Ray task a cell, one processor each; ``ray.init`` finds a running cluster or starts one."""
+    """One Ray task a cell, one processor each; Ray finds a running cluster or starts one."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()

@@ -18,7 +18,6 @@ from privguard.spec import DQNSettings, TD3Settings
 class Agent(Protocol):
     """What the federation asks of a learner."""
 
-    settings: TD3Settings | DQNSettings
     shared: nn.ModuleDict
     """The networks whose gradients clients share."""
     weights: Tensor
@@ -28,6 +27,11 @@ class Agent(Protocol):
 
     broadcast: Tensor
     """What the server sends with the weights each round, e.g. TD3's target-smoothing noise."""
+
+    @property
+    def settings(self) -> TD3Settings | DQNSettings:
+        """How it learns."""
+        ...
 
     def begin_round(self, generator: torch.Generator) -> None:
         """Draws what the server broadcasts this round."""

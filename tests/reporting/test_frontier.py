@@ -86,7 +86,7 @@ def test_a_row_averages_what_its_targets_scored():
 
 def test_the_joint_error_is_preferred_to_its_parts():
     here = cell()
-    scores = _scores(ra=0.5, ra_prior=0.1, nmse_state_action=0.3, nmse_state=9.0, nmse_action=9.0)
+    scores = _scores(ra=0.5, ra_prior=0.1, nmse=0.3, nmse_state=9.0, nmse_action=9.0)
     record = AttackRecord(
         cell_key=here.key, attack="rgia", release="probe", batch_size=1, knowledge="none",
         targets=[scores],
