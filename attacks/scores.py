@@ -140,8 +140,8 @@ def consistency(
     """Agreement of random restarts, over all targets: keys ed, ss, cd.
 
     Each restart is one vector of its known (s, a, r, s'), in sigma from the decoys' mean (else the
-    offset of that mean would hide every difference of direction), rows aligned to the first's. ed
-    and cd: mean pairwise Euclidean and cosine distance within a target, averaged over targets.
+    offset of that mean would hide every difference of direction), rows aligned to the first's.
+    ed and cd: mean pairwise Euclidean and cosine distance within a target, averaged over targets.
     ss: silhouette score with the target as cluster. RGIA (arXiv 2512.00303) reports these but not
     their formulas; the formulas are ours. None where fewer than two restarts, or for ss two
     targets, exist.
