@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.gradients import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.first_layers import FirstLayer, first_layers
 from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import Prior
 from attacks.registry import register_attack
-from attacks.transitions import Transitions, flatten_state_action, unflatten_state_action
+from attacks.transitions import Transitions, unflatten_state_action
 
 
 @register_attack("analytic", summary="closed form of one record from the first dense layers")
@@ -38,7 +38,7 @@ class Analytic(Attack):
         """Needs one record, and a released dense layer with bias that reads the state."""
         if observation.batch_size != 1:
             return f"the closed form is for one record, the release mixes {observation.batch_size}"
-        if not _first_layers(observation):
+        if not first_layers(observation):
             return "no released linear layer with a bias reads the state directly"
         return ""
 
@@ -46,7 +46,7 @@ class Analytic(Attack):
         self, observations: Sequence[Observation], *, prior: Prior, seed: int
     ) -> list[Reconstruction]:
         """Deterministic: ``seed`` has no influence."""
-        layers = _first_layers(observations[0])
+        layers = first_layers(observations[0])
         return [self._solve(observation, layers, prior) for observation in observations]
 
     def _solve(
@@ -77,35 +77,6 @@ class Analytic(Attack):
             gme=gme,
             notes="; ".join(["next state predicted by the prior", *notes]),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class FirstLayer:
-    """A linear layer whose input column i is column ``columns[i]`` of [state, action]."""
-
-    layer: LinearLayer
-    columns: Tensor
-
-
-def _first_layers(observation: Observation) -> list[FirstLayer]:
-    """Released linear layers with bias whose every input is a coordinate of [state, action]."""
-    layers = [x for x in linear_layers(observation) if x.weight and x.bias]
-    like = next(iter(observation.parameters.values()))
-    z = probe_transitions(observation.template, 2, like)
-    with LinearCalls([layer.module for layer in layers]) as hooks:
-        observation.loss(observation.model, z)
-    inputs = {module: x.detach() for module, x, _ in hooks.calls}
-    rows = flatten_state_action(z, observation.template)
-    found = []
-    for layer in layers:
-        x = inputs.get(layer.module)
-        if x is None or x.dim() != 2 or len(x) != 2:
-            continue
-        equal = (x[:, :, None] == rows[:, None, :]).all(dim=0)  # (inputs, D)
-        if equal.any(dim=1).all():
-            found.append(FirstLayer(layer, equal.int().argmax(dim=1)))
-    reads_state = {int(c) for f in found for c in f.columns}
-    return found if set(range(observation.template.state_size)) <= reads_state else []
 
 
 def _read_rows(observation: Observation, layers: list[FirstLayer]) -> Tensor:

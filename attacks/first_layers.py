@@ -1,0 +1,43 @@
+"""Finds the linear layers that read states and actions themselves, by running the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attacks.gradients import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.observation import Observation
+from attacks.transitions import flatten_state_action
+
+
+@dataclass(frozen=True, eq=False)
+class FirstLayer:
+    """A linear layer whose input column i is column ``columns[i]`` of [state, action]."""
+
+    layer: LinearLayer
+    columns: Tensor
+
+
+def first_layers(observation: Observation) -> list[FirstLayer]:
+    """Released linear layers with bias whose every input is a coordinate of [state, action].
+
+    Empty unless together they read the whole state.
+    """
+    layers = [x for x in linear_layers(observation) if x.weight and x.bias]
+    like = next(iter(observation.parameters.values()))
+    z = probe_transitions(observation.template, 2, like)
+    with LinearCalls([layer.module for layer in layers]) as hooks:
+        observation.loss(observation.model, z)
+    inputs = {module: x.detach() for module, x, _ in hooks.calls}
+    rows = flatten_state_action(z, observation.template)
+    found = []
+    for layer in layers:
+        x = inputs.get(layer.module)
+        if x is None or x.dim() != 2 or len(x) != 2:
+            continue
+        equal = (x[:, :, None] == rows[:, None, :]).all(dim=0)  # (inputs, D)
+        if equal.any(dim=1).all():
+            found.append(FirstLayer(layer, equal.int().argmax(dim=1)))
+    reads_state = {int(c) for f in found for c in f.columns}
+    return found if set(range(observation.template.state_size)) <= reads_state else []
