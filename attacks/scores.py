@@ -8,8 +8,9 @@ out. A discrete action is one coordinate: right or wrong. Scores that are undefi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from attacks.attack import Reconstruction
-from attacks.prior import Prior
+from attacks.prior import Prior, Simulator
 from attacks.transitions import Template, Transitions, flatten_state
 
 TOLERANCE = 0.1
@@ -25,6 +26,9 @@ TOLERANCE = 0.1
 
 PIXEL_TOLERANCE = 8.0
 """The same for uint8 states, in grey levels."""
+
+Dynamics: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor] | None]
+"""Like a ``Simulator``, but may not know."""
 
 SIGMA_FLOOR = 1e-6
 DECOYS = 999
@@ -87,14 +91,27 @@ class Reference:
 
 
 def score(
-    reconstruction: Reconstruction, truth: Transitions, prior: Prior, reference: Reference
+    reconstruction: Reconstruction,
+    truth: Transitions,
+    prior: Prior,
+    reference: Reference,
+    *,
+    simulator: Simulator | None = None,
 ) -> dict[str, float | None]:
     """All scores of one release, rows matched by optimal assignment.
 
     Keys: mse_* and nmse_* for state, action, reward, next_state; nmse (over state and action); ra,
     reward_accuracy, identified; te (under the adversary's model); gme; leakage; and ra_prior,
     reward_accuracy_prior, identified_prior, nmse_prior, te_prior, the same for the adversary that
-    answers with the prior's mean.
+    answers with the prior's mean. With a ``simulator`` also te_simulator and te_simulator_prior,
+    the transition error under the real environment.
+
+    Args:
+        reconstruction: the attack's answer.
+        truth: the records behind the release.
+        prior: what the adversary was granted; the chance lines are relative to it.
+        reference: scale and decoys.
+        simulator: the real environment, whether or not the adversary has it.
 
     Raises:
         ValueError: if reconstruction and truth differ in shape.
@@ -106,6 +123,10 @@ def score(
     for key in ("ra", "reward_accuracy", "identified", "nmse", "te"):
         answer[f"{key}_prior"] = blind[key]
     answer["leakage"] = leakage(answer["ra"], answer["ra_prior"])
+    if simulator is not None:
+        # An answer is compared with itself here: its rows need no order.
+        answer["te_simulator"] = _transition_error(reconstruction.transitions, simulator)
+        answer["te_simulator_prior"] = _transition_error(mean, simulator)
     return answer
 
 
@@ -225,7 +246,7 @@ def _score_transitions(
         _accuracy(reward_error, torch.tensor([TOLERANCE], dtype=torch.float64)) if varies else None
     )
     scores["identified"] = _identified(ours, theirs, reference)
-    scores["te"] = _transition_error(guess, prior)
+    scores["te"] = _transition_error(guess, prior.predict)
     return scores
 
 
@@ -274,9 +295,9 @@ def _identified(ours: _Fields, theirs: _Fields, reference: Reference) -> float |
     return sum(hits) / len(hits)
 
 
-def _transition_error(z: Transitions, prior: Prior) -> float | None:
-    """Mean over rows of ||f(s~, a~) - s~'||, f the adversary's model or simulator."""
-    predicted = prior.predict(z.state, z.action)
+def _transition_error(z: Transitions, dynamics: Dynamics) -> float | None:
+    """Mean over rows of ||f(s~, a~) - s~'||, f the adversary's model or the real environment."""
+    predicted = dynamics(z.state, z.action)
     if predicted is None:
         return None
     return _mean((predicted[0] - z.next_state).reshape(len(z), -1).norm(dim=1))

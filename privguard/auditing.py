@@ -8,21 +8,24 @@ from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 import defenses
-from attacks.attack import Reconstruction
+from attacks.attack import Attack, Reconstruction
 from attacks.channel import Channel
 from attacks.observation import Observation
-from attacks.prior import Prior
+from attacks.prior import Prior, Simulator
 from attacks.registry import get_attack
 from attacks.scores import Reference, consistency, score
-from attacks.transitions import Template
+from attacks.transitions import Template, Transitions
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
 from privguard.environments import environment_spec, make_environment
 from privguard.federation import Release
+from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, Noise, ReleaseKind, TargetScores
 from privguard.seeding import derive_seed, torch_generator
+from privguard.simulators import find_simulator, make_simulator
 from privguard.spec import CellSpec
 
 KINDS: tuple[ReleaseKind, ...] = ("probe", "deployed")
@@ -36,14 +39,20 @@ class Audit:
     captures: CellCaptures
     agent: Agent
     template: Template
+    knowledge: Knowledge
     prior: Prior
     reference: Reference
-    knowledge: str
+    simulator: Simulator | None
+    """The environment itself, for scores; in the adversary's hands only if ``prior`` has it."""
 
     @classmethod
-    def prepare(cls, cell: CellSpec, captures: CellCaptures) -> Audit:
-        """Fits the prior on the adversary's samples and the scores' scale on the reference set."""
-        assert captures.prior is not None
+    def prepare(cls, cell: CellSpec, captures: CellCaptures, knowledge: Knowledge) -> Audit:
+        """Fits the prior on the granted samples and the scores' scale on the reference set.
+
+        Raises:
+            BadInput: the captures hold fewer samples than the knowledge grants, or the environment
+                has no simulator.
+        """
         assert captures.reference is not None
         env = make_environment(cell.env, cell.observation)
         agent = make_agent(
@@ -54,17 +63,15 @@ class Audit:
         )
         template = _template(env, captures)
         env.close()
-        known = captures.prior.batch_size
         return cls(
             cell=cell,
             captures=captures,
             agent=agent,
             template=template,
-            prior=Prior.fit(
-                captures.prior, template=template, seed=derive_seed(cell.seed, "prior")
-            ),
+            knowledge=knowledge,
+            prior=granted_prior(cell, captures, knowledge, template),
             reference=Reference.fit(captures.reference, template=template),
-            knowledge=f"samples ({cell.prior_fraction:.1%} of the training data, n={known})",
+            simulator=find_simulator(cell.env, cell.observation),
         )
 
     def run(self, name: str, on_progress: Callable[[str], None]) -> list[AttackRecord]:
@@ -89,7 +96,7 @@ class Audit:
             if not observations:
                 continue
             batch_size = _nominal_batch_size(self.cell, releases[0], kind)
-            skipped = attack.unsupported(observations[0])
+            skipped = self._missing_knowledge(attack) or attack.unsupported(observations[0])
             if skipped:
                 break
             started = time.perf_counter()
@@ -103,7 +110,13 @@ class Audit:
                     capture=index,
                     round=capture.round,
                     client=release.members[0],
-                    scores=score(answer, release.truth, self.prior, self.reference),
+                    scores=score(
+                        answer,
+                        release.truth,
+                        self.prior,
+                        self.reference,
+                        simulator=self.simulator,
+                    ),
                 )
                 for answer, release in zip(found, releases, strict=True)
             ]
@@ -112,13 +125,20 @@ class Audit:
             attack=name,
             release=kind,
             batch_size=batch_size,
-            knowledge=self.knowledge,
+            knowledge=self.knowledge.label,
+            prior_samples=self.prior.samples,
             targets=targets,
             skipped=skipped,
             # Minibatches of Poisson sampling differ in size, so their answers cannot be compared.
             restarts=consistency(answers, self.reference) if answers and kind == "probe" else {},
             seconds_per_target=seconds / max(len(targets), 1),
         )
+
+    def _missing_knowledge(self, attack: Attack) -> str:
+        missing = [need for need in attack.needs if need not in self.prior.grants]
+        if not missing:
+            return ""
+        return f"needs {' and '.join(missing)}; the adversary's knowledge: {self.knowledge.label}"
 
     def _observe(self, capture: Capture, release: Release, kind: ReleaseKind) -> Observation:
         """The release as the adversary sees it: the agent holds the weights of that moment."""
@@ -144,6 +164,37 @@ class Audit:
             template=self.template,
             channel=Channel.from_description(description),
         )
+
+
+def granted_prior(
+    cell: CellSpec, captures: CellCaptures, knowledge: Knowledge, template: Template
+) -> Prior:
+    """What the adversary knows, from the samples that the captures hold for it.
+
+    The default share is exactly ``captures.prior``; a smaller one is a random part of it, a larger
+    one adds to it.
+
+    Raises:
+        BadInput: the captures hold fewer samples, or the environment has no simulator.
+    """
+    if knowledge.kind == "none":
+        return Prior.none(template)
+    assert captures.prior is not None
+    known, more = captures.prior, captures.more_prior
+    held = len(known) + (0 if more is None else len(more))
+    count = knowledge.samples(captures.population or cell.planned_population, held)
+    if count < len(known):
+        generator = torch_generator(cell.seed, "prior share")
+        known = known[torch.randperm(len(known), generator=generator)[:count]]
+    elif count > len(known):
+        assert more is not None
+        known = Transitions.cat([known, more[: count - len(known)]])
+    simulator = None
+    if knowledge.kind == "simulator":
+        simulator = make_simulator(cell.env, cell.observation)
+    return Prior.fit(
+        known, template=template, simulator=simulator, seed=derive_seed(cell.seed, "prior")
+    )
 
 
 def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:

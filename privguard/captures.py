@@ -16,6 +16,7 @@ from privguard.federation import Release
 from privguard.records import ReleaseKind
 
 _FIELDS = ("state", "action", "reward", "next_state", "terminated")
+_SAMPLES = ("prior", "more_prior", "reference")
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ class CellCaptures:
     captures: list[Capture] = field(default_factory=list)
     prior: Transitions | None = None
     """The adversary's own samples; disjoint from every captured record."""
+    more_prior: Transitions | None = None
+    """Further samples, in random order, for an adversary that is granted a larger share."""
+    population: int | None = None
+    """Transitions that shares are of; None in captures older than this number."""
     reference: Transitions | None = None
     """Transitions of this environment that set the scores' scale and serve as decoys."""
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name, and the plain data that puts them back together."""
         tensors: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {"captures": []}
-        for name, transitions in (("prior", self.prior), ("reference", self.reference)):
+        plain: dict[str, Any] = {"captures": [], "population": self.population}
+        for name in _SAMPLES:
+            transitions = getattr(self, name)
             if transitions is not None:
                 tensors |= _pack_transitions(name, transitions)
         for index, capture in enumerate(self.captures):
@@ -90,11 +96,12 @@ class CellCaptures:
                     releases,
                 )
             )
-        known = [
-            _unpack_transitions(name, tensors) if f"{name}.state" in tensors else None
-            for name in ("prior", "reference")
-        ]
-        return cls(captures, *known)
+        samples = {
+            name: _unpack_transitions(name, tensors)
+            for name in _SAMPLES
+            if f"{name}.state" in tensors
+        }
+        return cls(captures, population=plain.get("population"), **samples)
 
 
 def _pack_transitions(name: str, z: Transitions) -> dict[str, Tensor]:

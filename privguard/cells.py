@@ -13,6 +13,7 @@ import numpy as np
 from privguard.auditing import Audit, measure_noise
 from privguard.captures import CellCaptures
 from privguard.grids import swept_stage
+from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
 from privguard.spec import CellSpec
 from privguard.store import RunFiles
@@ -30,6 +31,7 @@ def run_cell(
     known: CellRecord | None,
     on_progress: Callable[[Progress], None],
     on_stage: OnStage,
+    knowledge: Knowledge,
 ) -> tuple[CellRecord, list[AttackRecord]]:
     """Trains the cell unless ``known`` says that it was, then runs ``attacks`` on its captures.
 
@@ -38,7 +40,7 @@ def run_cell(
     files = RunFiles(directory)
     if known is not None and files.has_captures(cell.key):
         captures = CellCaptures.unpack(*files.load_captures(cell.key))
-        return known, audit_cell(cell, captures, attacks, on_stage)
+        return known, audit_cell(cell, captures, attacks, on_stage, knowledge)
     training = CellTraining(cell)
     saved = files.load_checkpoint(cell.key)
     if saved is not None:
@@ -52,18 +54,22 @@ def run_cell(
     files.save_captures(cell.key, *training.captures.pack())
     record = cell_record(training)
     training.close()
-    records = audit_cell(cell, training.captures, attacks, on_stage)
+    records = audit_cell(cell, training.captures, attacks, on_stage, knowledge)
     files.drop_checkpoint(cell.key)
     return record, records
 
 
 def audit_cell(
-    cell: CellSpec, captures: CellCaptures, attacks: Sequence[str], on_stage: OnStage
+    cell: CellSpec,
+    captures: CellCaptures,
+    attacks: Sequence[str],
+    on_stage: OnStage,
+    knowledge: Knowledge,
 ) -> list[AttackRecord]:
     """Every attack's records on one cell; none if nothing was captured before it broke."""
     if not attacks or not captures.captures:
         return []
-    audit = Audit.prepare(cell, captures)
+    audit = Audit.prepare(cell, captures, knowledge)
     return [record for name in attacks for record in audit.run(name, on_stage)]
 
 

@@ -40,6 +40,19 @@ AttackOption = Annotated[
     list[str] | None,
     typer.Option("--attack", help="Attack; repeat for several. [default: every attack]"),
 ]
+KnowledgeOption = Annotated[
+    str,
+    typer.Option(
+        help="What the adversary knew beforehand: none, samples of the training data, or the "
+        "simulator as well."
+    ),
+]
+PriorFractionOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the training data that the adversary holds, at most 0.03. [default: 0.003]"
+    ),
+]
 BudgetOption = Annotated[str, typer.Option(help="smoke, quick, standard or full.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -80,6 +93,8 @@ def sweep(
         int | None, typer.Option(help="Minibatch of a client. [default: of the recipe]")
     ] = None,
     probe_batch_size: Annotated[int, typer.Option(help="Records behind a probe release.")] = 1,
+    knowledge: KnowledgeOption = "samples",
+    prior_fraction: PriorFractionOption = None,
     budget: BudgetOption = "quick",
     workers: Annotated[
         int | None, typer.Option(help="Cells at a time. [default: one a processor]")
@@ -109,6 +124,8 @@ def sweep(
         batch_size=batch_size,
         probe_batch_size=probe_batch_size,
         budget_name=budget,
+        knowledge=knowledge,
+        prior_fraction=prior_fraction,
     )
     failed = sweep_command(
         spec,
@@ -135,15 +152,26 @@ def train(
     raise typer.Exit(train_command(env, obs, defense, seed, budget, out, _command_line()))
 
 
-@app.command(epilog="Example: `privguard attack reports/train --attack rgia`")
+@app.command(
+    epilog="Examples: `privguard attack reports/train --attack rgia` · `privguard attack "
+    "reports/ant --knowledge simulator`"
+)
 def attack(
     directory: Annotated[Path, typer.Argument(help="Directory of a run with captured releases.")],
     attack: AttackOption = None,
+    knowledge: KnowledgeOption = "samples",
+    prior_fraction: PriorFractionOption = None,
 ) -> None:
-    """Run attacks on the captured releases of finished cells; scores join the run's records."""
-    from privguard.commands import attack_command
+    """Run attacks on the captured releases of finished cells; scores join the run's records.
 
-    raise typer.Exit(attack_command(directory, attack or [], _command_line()))
+    Nothing is trained again, so the same releases can be attacked under several knowledges.
+    """
+    from privguard.commands import attack_command
+    from privguard.knowledge import chosen_knowledge
+
+    granted = chosen_knowledge(knowledge, prior_fraction)
+    failed = attack_command(directory, attack or [], granted, _command_line())
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command(epilog="Example: `privguard evaluate --env ant --policy zero`")

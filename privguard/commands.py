@@ -17,6 +17,7 @@ from privguard.catalogue import nearest
 from privguard.environments import environment_spec
 from privguard.errors import BadInput
 from privguard.executors import Event, Executor, Failed, Finished, LocalProcesses, Task
+from privguard.knowledge import Knowledge, chosen_knowledge
 from privguard.progress import SweepProgress, cell_name
 from privguard.spec import (
     BudgetName,
@@ -43,6 +44,8 @@ def make_spec(
     batch_size: int | None,
     probe_batch_size: int,
     budget_name: str,
+    knowledge: str,
+    prior_fraction: float | None,
 ) -> SweepSpec:
     """The sweep that the options, or the file, describe; everything is checked before it starts.
 
@@ -75,6 +78,7 @@ def make_spec(
             batch_size=batch_size,
             probe_batch_size=probe_batch_size,
             budget=name,
+            knowledge=chosen_knowledge(knowledge, prior_fraction),
         )
     check_spec(spec)
     return spec
@@ -94,6 +98,7 @@ def check_spec(spec: SweepSpec) -> None:
     from privguard.spec import defense_text
 
     make_environment(spec.env, spec.observation).close()
+    check_knowledge(spec)
     with _plugins():
         for name in spec.attacks:
             get_attack(name)
@@ -106,6 +111,18 @@ def check_spec(spec: SweepSpec) -> None:
                     batch_size=1,
                     generator=torch.Generator(),
                 ).close()
+
+
+def check_knowledge(spec: SweepSpec) -> None:
+    """Whether the adversary of ``spec`` can exist.
+
+    Raises:
+        BadInput: it is granted a simulator that the environment does not have.
+    """
+    if spec.knowledge.kind == "simulator":
+        from privguard.simulators import make_simulator
+
+        make_simulator(spec.env, spec.observation)
 
 
 def default_attacks() -> tuple[str, ...]:
@@ -140,7 +157,10 @@ def sweep_command(
     failures: list[str] = []
     with store.lock():
         total = len(spec.cells())
-        pending = len(pending_tasks(spec, store))
+        tasks = pending_tasks(spec, store)
+        for task in tasks:
+            check_prior(task, store)
+        pending = len(tasks)
         console.print(
             f"{total} cells in {out} ({total - pending} finished), {count} at a time",
             highlight=False,
@@ -221,12 +241,17 @@ def _run_alone(cell: CellSpec, store: Store) -> int:
             if isinstance(event, Finished):
                 store.put(event.record, event.attacks)
 
-        LocalProcesses(1, store.directory).run([Task(cell, (), None)], on_event)
+        LocalProcesses(1, store.directory).run([Task(cell, (), None, Knowledge())], on_event)
     return int(failed)
 
 
-def attack_command(directory: Path, attacks: Sequence[str], command: str) -> int:
-    """Runs attacks on every finished cell's captures; the number of cells that failed."""
+def attack_command(
+    directory: Path, attacks: Sequence[str], knowledge: Knowledge, command: str
+) -> int:
+    """Runs attacks on every finished cell's captures; the number of cells that failed.
+
+    The sweep itself keeps the knowledge that it was started with.
+    """
     store = Store.open(directory)
     spec, _ = _known_sweep(store)
     with _plugins():
@@ -239,8 +264,12 @@ def attack_command(directory: Path, attacks: Sequence[str], command: str) -> int
     failures: list[str] = []
     with store.lock():
         merged = spec.model_copy(update={"attacks": tuple(dict.fromkeys([*spec.attacks, *names]))})
+        asked = spec.model_copy(update={"attacks": names, "knowledge": knowledge})
+        check_knowledge(asked)
+        tasks = [task for task in pending_tasks(asked, store) if task.cell.key in trained]
+        for task in tasks:
+            check_prior(task, store)
         store.put_sweep(merged, command)
-        tasks = [task for task in pending_tasks(merged, store) if task.cell.key in trained]
         console = Console(stderr=True)
         with SweepProgress(console, len(tasks), 0, 1) as progress:
 
@@ -256,6 +285,19 @@ def attack_command(directory: Path, attacks: Sequence[str], command: str) -> int
             write_sweep_report(merged, store, command)
     store.close()
     return len(failures)
+
+
+def check_prior(task: Task, store: Store) -> None:
+    """Whether a trained cell's captures hold the samples that the adversary is to be granted.
+
+    Raises:
+        BadInput: they do not.
+    """
+    if task.known is None:
+        return
+    shapes, plain = store.files.captured_shapes(task.cell.key)
+    held = sum(shapes.get(f"{name}.reward", (0,))[0] for name in ("prior", "more_prior"))
+    task.knowledge.samples(plain.get("population") or task.cell.planned_population, held)
 
 
 def evaluate_command(

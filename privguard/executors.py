@@ -13,6 +13,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Protocol, cast
 
+from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, CellRecord
 from privguard.spec import CellSpec
 
@@ -25,6 +26,8 @@ class Task:
     attacks: tuple[str, ...]
     known: CellRecord | None
     """The cell's record if it is trained already and only attacks are missing."""
+    knowledge: Knowledge
+    """What the attacks know beforehand."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,9 @@ def compute_task(task: Task, directory: Path, send: Callable[[Event], None]) -> 
         send(Advanced(cell, stage, cell.budget.rounds if stage != "training" else 0))
 
     try:
-        record, attacks = run_cell(cell, task.attacks, directory, task.known, on_progress, on_stage)
+        record, attacks = run_cell(
+            cell, task.attacks, directory, task.known, on_progress, on_stage, task.knowledge
+        )
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - recorded: one broken cell must not end a sweep

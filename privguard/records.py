@@ -126,7 +126,9 @@ class AttackRecord(Record):
     batch_size: int
     """Records behind one attacked release: minibatch times the clients in the sum."""
     knowledge: str
-    """What the adversary was granted, e.g. 'samples (0.3%)'."""
+    """What the adversary was granted, e.g. 'samples (0.3% of the training data)'."""
+    prior_samples: int | None = None
+    """How many transitions it held beforehand; None if not recorded."""
     targets: list[TargetScores] = Field(default_factory=list)
     skipped: str = ""
     """Why the attack did not run here, e.g. a missing capability; empty if it ran."""

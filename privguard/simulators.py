@@ -42,16 +42,28 @@ _BROKEN = [
 ]
 
 
-@functools.cache
 def make_simulator(env: str, observation: str = "default") -> Simulator:
-    """The simulator of an environment, one a process.
+    """``find_simulator`` for who cannot do without.
+
+    Raises:
+        BadInput: the environment cannot be put into an observed state.
+    """
+    simulator = find_simulator(env, observation)
+    if simulator is None:
+        raise BadInput(
+            f"--knowledge simulator: {env} cannot be put into an observed state "
+            "(allowed there: none, samples)"
+        )
+    return simulator
+
+
+@functools.cache
+def find_simulator(env: str, observation: str = "default") -> Simulator | None:
+    """The simulator of an environment, one a process; None if it has none.
 
     It maps states (B, S) and actions (B, A), or (B,) discrete ones, to next states (B, S) and
     rewards (B,) of the states' type. Deterministic; a call leaves no trace in the next one. Rows
     that cannot be stepped (NaN, or numbers beyond any physics) come back NaN.
-
-    Raises:
-        BadInput: the environment cannot be put into an observed state.
     """
     made = make_environment(env, observation).unwrapped
     if isinstance(made, MujocoEnv):
@@ -59,10 +71,7 @@ def make_simulator(env: str, observation: str = "default") -> Simulator:
     if isinstance(made, FrozenLakeEnv):
         return _FrozenLakeSimulator(made)
     made.close()
-    raise BadInput(
-        f"--knowledge simulator: {env} cannot be put into an observed state "
-        "(allowed there: none, samples)"
-    )
+    return None
 
 
 class _MujocoSimulator:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from privguard.environments import EnvironmentSpec, environment_spec
+from privguard.knowledge import DEFAULT_FRACTION, Knowledge
 
 RECIPE_VERSION = 1
 """Raised whenever the same specification would give other numbers than before."""
@@ -153,8 +154,9 @@ class CellSpec(Specification):
     seed: int = Field(default=0, ge=0)
     clients: Positive = 4
     probe_batch_size: Positive = 1
-    prior_fraction: float = Field(default=0.003, ge=0, le=1)
-    """Share of the training data that the adversary holds beforehand."""
+    prior_fraction: float = Field(default=DEFAULT_FRACTION, ge=0, le=1)
+    """Share of the training data captured as the default prior (what an attack is granted of it
+    is the audit's choice: ``SweepSpec.knowledge``)."""
     budget: Budget
     agent: Annotated[TD3Settings | DQNSettings, Field(discriminator="kind")]
 
@@ -167,6 +169,12 @@ class CellSpec(Specification):
     def defense_name(self) -> str:
         """The defence without its level, e.g. ``clip=1.0+gaussian``."""
         return self.defense.replace("={level}", "")
+
+    @property
+    def planned_population(self) -> int:
+        """Transitions that all clients collect if the training runs to its end."""
+        steps = self.budget.warmup_steps + self.budget.rounds * self.agent.steps_per_round
+        return self.clients * steps
 
     @property
     def key(self) -> str:
@@ -216,6 +224,8 @@ class SweepSpec(Specification):
     batch_size: Positive | None = None
     probe_batch_size: Positive = 1
     budget: BudgetName = "quick"
+    knowledge: Knowledge = Knowledge()
+    """What the adversary knew beforehand; the cells do not depend on it."""
 
     @model_validator(mode="after")
     def _known_environment(self) -> SweepSpec:

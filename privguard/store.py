@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,17 +27,25 @@ if TYPE_CHECKING:
 
 _APPLICATION_ID = 0x70766764
 """Marks an SQLite file as ours ("pvgd"), so that a foreign database is never written to."""
-_SCHEMA_VERSION = 1
-_SCHEMA = """
+_SCHEMA_VERSION = 2
+_ATTACKS_SCHEMA = """
+CREATE TABLE attacks (
+    cell_key TEXT NOT NULL, attack TEXT NOT NULL, release TEXT NOT NULL, knowledge TEXT NOT NULL,
+    record TEXT NOT NULL, PRIMARY KEY (cell_key, attack, release, knowledge)
+);
+"""
+_SCHEMA = f"""
 CREATE TABLE sweep (
     id INTEGER PRIMARY KEY CHECK (id = 1), spec TEXT NOT NULL, command TEXT NOT NULL
 );
 CREATE TABLE cells (key TEXT PRIMARY KEY, record TEXT NOT NULL);
-CREATE TABLE attacks (
-    cell_key TEXT NOT NULL, attack TEXT NOT NULL, release TEXT NOT NULL, record TEXT NOT NULL,
-    PRIMARY KEY (cell_key, attack, release)
-);
+{_ATTACKS_SCHEMA}
 """
+_READABLE = (1, _SCHEMA_VERSION)
+"""Version 1 kept one knowledge an attack. It is read as it is, and brought up to date only by who
+holds the lock: a sweep of an older version may be writing to it."""
+_COUNTED = re.compile(r"(samples \([^,]*), n=(\d+)\)")
+"""Version 1 wrote the number of samples into the knowledge's text."""
 
 
 class StoreError(BadInput):
@@ -60,6 +69,17 @@ class RunFiles:
             StoreError: missing or damaged.
         """
         return _load(self._captures(key))
+
+    def captured_shapes(self, key: str) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+        """Shapes and plain data alone of a cell's captures: cheap.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        with _reading(self._captures(key)) as file:
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            return shapes, _plain(file)
 
     def has_captures(self, key: str) -> bool:
         """Whether the cell's captures were written."""
@@ -170,6 +190,7 @@ class Store:
                 "wait for it or name another directory"
             ) from None
         try:
+            _upgrade(self._connection)
             yield
         finally:
             os.close(handle)
@@ -204,8 +225,8 @@ class Store:
                     "INSERT OR REPLACE INTO cells VALUES (?, ?)", (cell.key, cell.model_dump_json())
                 )
             connection.executemany(
-                "INSERT OR REPLACE INTO attacks VALUES (?, ?, ?, ?)",
-                [(a.cell_key, a.attack, a.release, a.model_dump_json()) for a in attacks],
+                "INSERT OR REPLACE INTO attacks VALUES (?, ?, ?, ?, ?)",
+                [_attack_row(attack) for attack in attacks],
             )
 
     def cells(self) -> list[CellRecord]:
@@ -216,7 +237,42 @@ class Store:
     def attacks(self) -> list[AttackRecord]:
         """All attacks' records."""
         rows = self._connection.execute("SELECT record FROM attacks ORDER BY rowid").fetchall()
-        return [_parse(AttackRecord, row[0], self.directory) for row in rows]
+        return [_parse(AttackRecord, _updated(row[0]), self.directory) for row in rows]
+
+
+def _attack_row(attack: AttackRecord) -> tuple[str, str, str, str, str]:
+    return (
+        attack.cell_key,
+        attack.attack,
+        attack.release,
+        attack.knowledge,
+        attack.model_dump_json(),
+    )
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Gives a database of version 1 the present table of attacks, all or nothing."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA_VERSION:
+        return
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        rows = connection.execute("SELECT record FROM attacks ORDER BY rowid").fetchall()
+        connection.execute("DROP TABLE attacks")
+        connection.execute(_ATTACKS_SCHEMA)
+        records = [AttackRecord.model_validate_json(_updated(row[0])) for row in rows]
+        connection.executemany(
+            "INSERT INTO attacks VALUES (?, ?, ?, ?, ?)", [_attack_row(a) for a in records]
+        )
+        connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+
+def _updated(record: str) -> str:
+    """An attack's record of version 1 as the present version writes it."""
+    fields = json.loads(record)
+    counted = _COUNTED.fullmatch(str(fields.get("knowledge")))
+    if counted is None:
+        return record
+    return json.dumps(fields | {"knowledge": f"{counted[1]})", "prior_samples": int(counted[2])})
 
 
 def _foreign(directory: Path) -> bool:
@@ -238,7 +294,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if application != _APPLICATION_ID:
         connection.close()
         raise StoreError(f"{path}: is not a privguard database")
-    if version != _SCHEMA_VERSION:
+    if version not in _READABLE:
         connection.close()
         raise StoreError(
             f"{path}: was written by another version (schema {version}, this one reads "
@@ -270,15 +326,25 @@ def _save(path: Path, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with _reading(path) as file:
+        # NumPy-style keys() is what safetensors offers; the handle itself cannot be iterated.
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, _plain(file)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """An open tensor file; what goes wrong with it becomes one line for the user."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            plain = json.loads((file.metadata() or {})["plain"])
-            # NumPy-style keys() is what safetensors offers; the handle itself cannot be iterated.
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise StoreError(
             f"{path}: is missing or damaged ({error}); delete it and run the sweep again"
         ) from None
-    return tensors, plain
+
+
+def _plain(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {})["plain"])

@@ -20,15 +20,20 @@ _REFRESH_SECONDS = 60.0
 def pending_tasks(spec: SweepSpec, store: Store) -> list[Task]:
     """What is still to be computed: cells without a record or with failed ones, missing attacks."""
     records = {record.key: record for record in store.cells() if record.state != "failed"}
-    attacked = {(record.cell_key, record.attack) for record in store.attacks()}
+    knowledge = spec.knowledge
+    attacked = {
+        (record.cell_key, record.attack)
+        for record in store.attacks()
+        if record.knowledge == knowledge.label
+    }
     tasks = []
     for cell in spec.cells():
         known = records.get(cell.key)
         missing = tuple(name for name in spec.attacks if (cell.key, name) not in attacked)
         if known is None:
-            tasks.append(Task(cell, spec.attacks, None))
+            tasks.append(Task(cell, spec.attacks, None, knowledge))
         elif missing and store.files.has_captures(cell.key):
-            tasks.append(Task(cell, missing, known))
+            tasks.append(Task(cell, missing, known, knowledge))
     return tasks
 
 

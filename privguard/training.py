@@ -18,6 +18,7 @@ from privguard.captures import Capture, CellCaptures
 from privguard.environments import environment_spec, make_environment
 from privguard.evaluation import baseline_returns, evaluate, evaluation_seeds
 from privguard.federation import Client, Federation, Server
+from privguard.knowledge import LARGEST_FRACTION, sample_count
 from privguard.records import Evaluation
 from privguard.replay import Replay, ReplayShapes
 from privguard.seeding import numpy_generator, torch_generator
@@ -27,8 +28,8 @@ _CHECK_EVERY = 100
 """Rounds between two looks at the clock and at the weights' finiteness."""
 _BASELINE_EPISODES = 10
 _REFERENCE_SIZE = 4096
-_SMALLEST_PRIOR = 64
-"""Fewest samples of the adversary: 0.3% of a very short run would be no prior at all."""
+_PRIOR_BYTES = 64 * 2**20
+"""Most that a capture spends on the adversary's samples beyond the default share."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class CellTraining:
                 saved = time.perf_counter()
             on_progress(self._progress())
             started = time.perf_counter()
-        self.captures.prior, self.captures.reference = self._samples()
+        self._take_samples()
 
     def close(self) -> None:
         """Frees the environments and detaches the defence from the networks."""
@@ -260,7 +261,7 @@ class CellTraining:
             None if last is None else float(np.mean(last.returns)),
         )
 
-    def _samples(self) -> tuple[Transitions, Transitions]:
+    def _take_samples(self) -> None:
         """The adversary's prior samples and the scores' reference set, none of them a target."""
         clients = self.federation.clients
         rng = numpy_generator(self.cell.seed, "prior")
@@ -270,16 +271,25 @@ class CellTraining:
             for row in range(client.replay.size)
             if (client.index, row) not in self.federation.captured_rows
         ]
-        known = max(_SMALLEST_PRIOR, round(self.cell.prior_fraction * len(pool)))
-        order = rng.permutation(len(pool))[: known + _REFERENCE_SIZE]
-        chosen = np.asarray(pool)[order]
+        known = sample_count(self.cell.prior_fraction, len(pool))
+        used = known + _REFERENCE_SIZE
+        row_bytes = sum(column[0].nbytes for column in clients[0].replay.tensors().values())
+        largest = sample_count(LARGEST_FRACTION, len(pool))
+        more = min(largest - known, _PRIOR_BYTES // row_bytes)
+        chosen = np.asarray(pool)[rng.permutation(len(pool))]
 
         def transitions(rows: np.ndarray) -> Transitions:
             return Transitions.cat(
                 [client.replay.rows(rows[rows[:, 0] == client.index, 1]) for client in clients]
             )
 
-        return transitions(chosen[:known]), transitions(chosen[known:])
+        self.captures.population = len(pool)
+        self.captures.prior = transitions(chosen[:known])
+        self.captures.reference = transitions(chosen[known:used])
+        further = chosen[used : used + more]
+        # Grouped by client; back in the order that was drawn, so that its head is a fair sample.
+        order = np.argsort(np.argsort(further[:, 0], kind="stable"), kind="stable")
+        self.captures.more_prior = transitions(further)[torch.from_numpy(order)]
 
 
 def _replay_shapes(env: Any) -> ReplayShapes:

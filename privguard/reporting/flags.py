@@ -100,14 +100,14 @@ def _zero_gradients(rows: Sequence[FrontierRow]) -> list[Flag]:
 
 def _weaker_beats_stronger(judged: Sequence[FrontierRow]) -> list[Flag]:
     by_attack = {
-        (row.defense, row.level, row.batch_size, row.attack): row
+        (row.defense, row.level, row.batch_size, row.knowledge, row.attack): row
         for row in judged
         if row.leakage_mean is not None
     }
     flags = []
-    for (defense, level, batch_size, attack), row in by_attack.items():
+    for (defense, level, batch_size, knowledge, attack), row in by_attack.items():
         for weaker, stronger in WEAKER_THAN:
-            other = by_attack.get((defense, level, batch_size, stronger))
+            other = by_attack.get((defense, level, batch_size, knowledge, stronger))
             if attack == weaker and other is not None and _clearly_above(row, other):
                 message = (
                     f"{weaker} ({_leakage(row)}) beats {stronger} ({_leakage(other)}) on "

@@ -1,4 +1,4 @@
-"""Rows of the frontier: one (defence, level, attack, batch size, release) summarised over seeds."""
+"""Rows of the frontier: one (defence, level, attack, release, knowledge) summarised over seeds."""
 
 from __future__ import annotations
 
@@ -76,6 +76,9 @@ class FrontierRow(BaseModel):
     private_end: str | None
     """Which end of the level's axis hides more: 'high' or 'low'."""
     knowledge: str
+    """What the adversary was granted beforehand; chance lines and leakage are relative to it."""
+    prior_samples: int | None
+    """Transitions that it held; smallest over seeds."""
     reward_accuracy_mean: float | None
     reward_accuracy_prior: float | None
     identified_prior: float | None
@@ -139,10 +142,11 @@ def _level_rows(
     """The rows of one (environment, defence, level)."""
     shared = _cell_columns(cells, scale)
     seed_of = {cell.key: cell.seed for cell in cells}
-    groups: dict[tuple[str, int, str], list[AttackRecord]] = defaultdict(list)
+    groups: dict[tuple[str, int, str, str], list[AttackRecord]] = defaultdict(list)
     for cell in cells:
         for record in by_cell.get(cell.key, ()):
-            groups[record.release, record.batch_size, record.attack].append(record)
+            setting = (record.release, record.batch_size, record.attack, record.knowledge)
+            groups[setting].append(record)
     if not groups:
         return [FrontierRow.model_validate(shared | _attack_columns([], {}))]
     probes_first = sorted(groups, key=lambda key: (key[0] != "probe", *key))
@@ -215,7 +219,10 @@ def _attack_columns(records: list[AttackRecord], seed_of: dict[str, int]) -> dic
         "identified_mean": mean("identified"),
         "nmse_mean": seed_mean(groups(_nmse)),
         "floor_nmse": mean("floor_nmse"),
-        "knowledge": "; ".join(sorted({record.knowledge for record in records})),
+        "knowledge": records[0].knowledge if records else "",
+        "prior_samples": min(
+            (r.prior_samples for r in records if r.prior_samples is not None), default=None
+        ),
         "reward_accuracy_mean": mean("reward_accuracy"),
         "reward_accuracy_prior": mean("reward_accuracy_prior"),
         "identified_prior": mean("identified_prior"),
@@ -252,7 +259,7 @@ def _columns(name: str, estimate: Estimate) -> dict[str, object]:
 
 
 def worst_case(rows: Iterable[FrontierRow]) -> list[FrontierRow]:
-    """Per (environment, defence, level, release, batch size) the row of the strongest attack.
+    """Per (environment, defence, level, release, batch size, knowledge) the strongest row.
 
     That row's leakage is the headline: the largest mean over attacks. Equal leakages (all zero)
     are told apart by reconstruction accuracy. Rows without an attack are left out.
@@ -261,17 +268,18 @@ def worst_case(rows: Iterable[FrontierRow]) -> list[FrontierRow]:
     for row in rows:
         if row.leakage_mean is None:
             continue
-        key = (row.env, row.defense, row.level, row.release, row.batch_size)
+        key = (row.env, row.defense, row.level, row.release, row.batch_size, row.knowledge)
         if key not in strongest or _strength(row) > _strength(strongest[key]):
             strongest[key] = row
     return list(strongest.values())
 
 
 def headline(rows: Iterable[FrontierRow], release: ReleaseKind) -> list[FrontierRow]:
-    """One row a (defence, level): the worst case over attacks and batch sizes of one release.
+    """One row a (defence, level): the worst case over attacks, batch sizes and knowledges.
 
     Batch sizes differ within one picture where the defence sums clients before the server sees
-    anything; where a level was probed at several, its worst one stands for it.
+    anything; where a level was probed at several, or attacked by adversaries of several
+    knowledges, its worst case stands for it.
     """
     strongest: dict[tuple[object, ...], FrontierRow] = {}
     for row in worst_case(row for row in rows if row.release == release):

@@ -253,7 +253,9 @@ def _subtitle(rows: Sequence[FrontierRow], release: ReleaseKind) -> str:
     span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     batches = sorted({row.batch_size for row in rows if row.batch_size is not None})
     listed = ", ".join(str(batch) for batch in batches)
+    known = sorted({row.knowledge for row in rows})
+    prior = f"worst of {len(known)} prior knowledges · " if len(known) > 1 else ""
     return (
         f"{release} releases, records behind one release: {listed} · seeds a level: {span} · "
-        "bars: bootstrap 95% · numbers: levels · arrows: beyond the axis"
+        f"{prior}bars: bootstrap 95% · numbers: levels · arrows: beyond the axis"
     )

@@ -82,7 +82,7 @@ def _accuracy(
     release: ReleaseKind,
 ) -> None:
     for attack, dash in dashes.items():
-        own = by_privacy([row for row in rows if row.attack == attack])
+        own = by_privacy(headline([row for row in rows if row.attack == attack], release))
         x, y = [row.level for row in own], [row.ra_mean for row in own]
         sns.lineplot(x=x, y=y, ax=axes, color=style.color, linestyle=dash, alpha=0.8, linewidth=1.1)
     worst = by_privacy(headline(rows, release))
@@ -92,7 +92,7 @@ def _accuracy(
     strongest = headline(controls, release)
     if strongest and strongest[0].ra_mean is not None:
         axes.axhline(strongest[0].ra_mean, color=INK, linewidth=1, zorder=1)
-    prior = mean_or_none(row.ra_prior for row in rows)
+    prior = mean_or_none(row.ra_prior for row in worst)
     if prior is not None:
         axes.axhline(prior, color=INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1)
 

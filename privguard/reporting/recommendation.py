@@ -145,7 +145,7 @@ def _threat_model(
     rows: Sequence[FrontierRow], release: ReleaseKind, candidate: Candidate | None
 ) -> str:
     knowledge = sorted({row.knowledge for row in rows if row.knowledge})
-    known = ", ".join(knowledge) if knowledge else "not recorded"
+    known = " or ".join(knowledge) if knowledge else "not recorded"
     batch = f" of batch {candidate.batch_size}" if candidate else ""
     kind = (
         f"probe releases{batch}, the worst case, in which every other record is known to it"

@@ -41,6 +41,19 @@ def test_the_priors_mean_scores_about_one_sigma_squared() -> None:
     assert blind[0]["ra"] == blind[0]["ra_prior"]
 
 
+def test_the_real_environment_judges_dynamics_beside_the_adversarys_model() -> None:
+    z = random_transitions(4, seed=3)
+
+    def environment(state: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return z.next_state + 3.0, z.reward
+
+    scores = score(answer(z), z, PRIOR, REFERENCE, simulator=environment)
+    assert scores["te_simulator"] == pytest.approx(3.0 * math.sqrt(5))
+    assert scores["te"] != scores["te_simulator"]
+    assert scores["te_simulator_prior"] is not None
+    assert "te_simulator" not in score(answer(z), z, PRIOR, REFERENCE)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.permutations(range(4)), st.floats(0.0, 2.0))
 def test_scores_do_not_depend_on_the_order_of_rows(order: list[int], noise: float) -> None:

@@ -80,6 +80,24 @@ def test_a_new_attack_does_not_retrain(run: Path) -> None:
     assert "geiping" in attacks
 
 
+def test_another_knowledge_does_not_retrain_and_stands_beside(run: Path) -> None:
+    directory = run / "reports" / "frozenlake"
+    before = finished_cells(directory)
+    for knowledge in ("none", "simulator"):
+        asked = ["reports/frozenlake", "--attack", "analytic", "--knowledge", knowledge]
+        result = privguard("attack", *asked, cwd=run)
+        assert result.returncode == 0, result.stderr
+    assert finished_cells(directory) == before
+    rows = list(csv.DictReader((directory / "frontier.csv").open()))
+    probes = [
+        row["knowledge"]
+        for row in rows
+        if (row["defense"], row["attack"], row["release"]) == ("none", "analytic", "probe")
+    ]
+    samples = "samples (0.3% of the training data)"
+    assert sorted(probes) == ["none", samples, f"simulator, {samples}"]
+
+
 def test_recommend_answers_in_words_and_json(run: Path) -> None:
     words = privguard("recommend", "reports/frozenlake", cwd=run)
     assert words.returncode == 0, words.stderr
@@ -125,6 +143,10 @@ def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
         (["sweep", "--env", "hopper", "--budget", "quik"], "did you mean 'quick'"),
         (["sweep", "--env", "hopper", "--seeds", "0"], "--seeds 0"),
         (["sweep", "--env", "hopper", "--spec", "missing.json"], "--spec"),
+        (["sweep", "--env", "hopper", "--knowledge", "sample"], "did you mean 'samples'"),
+        (["sweep", "--env", "hopper", "--prior-fraction", "0.5"], "at most 0.03"),
+        (["attack", "nowhere", "--knowledge", "all"], "--knowledge all"),
+        (["attack", "nowhere", "--knowledge", "none", "--prior-fraction", "0.01"], "no samples"),
         (["sweep", "--env", "hopper", "--out", "/proc/run"], "--out"),
         (["report", "nowhere"], "nowhere"),
         (["recommend", "nowhere"], "nowhere"),

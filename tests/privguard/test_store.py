@@ -49,12 +49,60 @@ def test_records_survive_a_round_trip(tmp_path: Path) -> None:
     assert again.attacks() == [attack]
 
 
+def test_one_attack_under_several_knowledges_stands_side_by_side(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "run")
+    blind = AttackRecord(
+        cell_key="a", attack="dlg", release="probe", batch_size=1, knowledge="none"
+    )
+    informed = blind.model_copy(update={"knowledge": "samples (0.3% of the training data)"})
+    store.put(record(), [blind, informed])
+    store.put(None, [blind.model_copy(update={"skipped": "again"})])
+    assert [(a.knowledge, a.skipped) for a in store.attacks()] == [
+        (informed.knowledge, ""),
+        ("none", "again"),
+    ]
+
+
+def test_a_store_of_version_1_is_read_as_it_is_and_upgraded_by_its_writer(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    Store.create(directory).close()
+    attack = AttackRecord(
+        cell_key="a",
+        attack="rgia",
+        release="probe",
+        batch_size=1,
+        knowledge="samples (0.3% of the training data, n=64)",
+    )
+    old = attack.model_dump_json(exclude={"prior_samples"})
+    connection = sqlite3.connect(directory / "records.sqlite")
+    connection.executescript(
+        "DROP TABLE attacks; CREATE TABLE attacks (cell_key TEXT NOT NULL, attack TEXT NOT NULL, "
+        "release TEXT NOT NULL, record TEXT NOT NULL, PRIMARY KEY (cell_key, attack, release));"
+        "PRAGMA user_version=1"
+    )
+    connection.execute("INSERT INTO attacks VALUES ('a', 'rgia', 'probe', ?)", (old,))
+    connection.commit()
+    expected = attack.model_copy(
+        update={"knowledge": "samples (0.3% of the training data)", "prior_samples": 64}
+    )
+    store = Store.open(directory)
+    assert store.attacks() == [expected]
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,), "reading changes nothing"
+    simulator = expected.model_copy(update={"knowledge": "simulator, " + expected.knowledge})
+    with store.lock():
+        assert store.attacks() == [expected]
+        store.put(None, [simulator])
+    store.close()
+    assert Store.open(directory).attacks() == [expected, simulator]
+
+
 def test_captures_survive_a_round_trip_and_damage_is_one_line(tmp_path: Path) -> None:
     files = RunFiles(tmp_path)
     files.save_captures("a", {"x": torch.arange(3)}, {"round": 7})
     tensors, plain = files.load_captures("a")
     assert tensors["x"].tolist() == [0, 1, 2]
     assert plain == {"round": 7}
+    assert files.captured_shapes("a") == ({"x": (3,)}, {"round": 7})
     path = next((tmp_path / "captures").iterdir())
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(StoreError, match="damaged") as caught:

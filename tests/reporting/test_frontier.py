@@ -135,6 +135,22 @@ def test_the_worst_case_is_the_largest_mean_leakage():
     assert batches == {1, 2, 4}
 
 
+def test_knowledges_are_never_averaged_and_the_headline_is_their_worst_case():
+    here = cell()
+    informed = attack(here, leakage=0.2, spread=0.0)
+    blind = attack(here, leakage=0.6, spread=0.0).model_copy(
+        update={"knowledge": "none", "prior_samples": 0}
+    )
+    rows = frontier_rows([here], [informed, blind])
+    assert {row.knowledge: row.leakage_mean for row in rows} == {
+        "none": pytest.approx(0.6),
+        "samples (0.3%)": pytest.approx(0.2),
+    }
+    assert {row.prior_samples for row in rows} == {0, None}
+    assert len(worst_case(rows)) == 2
+    assert [row.knowledge for row in headline(rows, "probe")] == ["none"]
+
+
 def test_the_front_holds_no_broken_level_and_no_dominated_one():
     cells, attacks = sweep(range(2), attacks=("rgia",), targets=6)
     private_but_broken = cell("broken", 1.0, state="collapsed", kept=2.0)
