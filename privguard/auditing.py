@@ -80,11 +80,11 @@ class Audit:
         for kind in KINDS:
             if any(capture.releases[kind] for capture in self.captures.captures):
                 on_progress(f"{name} on {kind} releases")
-                records.append(self._run(name, kind))
+                records.append(self.run_attack(get_attack(name), name, kind))
         return records
 
-    def _run(self, name: str, kind: ReleaseKind) -> AttackRecord:
-        attack = get_attack(name)
+    def run_attack(self, attack: Attack, name: str, kind: ReleaseKind) -> AttackRecord:
+        """One attack on every captured release of one kind; ``name`` also seeds its draws."""
         targets: list[TargetScores] = []
         answers: list[Reconstruction] = []
         seconds = 0.0

@@ -38,12 +38,12 @@ class CellCaptures:
     captures: list[Capture] = field(default_factory=list)
     prior: Transitions | None = None
     """The adversary's own samples; disjoint from every captured record."""
+    reference: Transitions | None = None
+    """Transitions of this environment that set the scores' scale and serve as decoys."""
     more_prior: Transitions | None = None
     """Further samples, in random order, for an adversary that is granted a larger share."""
     population: int | None = None
     """Transitions that shares are of; None in captures older than this number."""
-    reference: Transitions | None = None
-    """Transitions of this environment that set the scores' scale and serve as decoys."""
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name, and the plain data that puts them back together."""
