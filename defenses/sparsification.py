@@ -18,7 +18,7 @@ from defenses.stages import Payload
     "topk",
     stage="transform",
     level="fraction",
-    grid=(0.1, 0.01, 0.001),
+    grid=(0.1, 0.001),
     minimum=0.0,
     maximum=1.0,
     exclusive_minimum=True,

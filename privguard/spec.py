@@ -98,7 +98,7 @@ BUDGETS: dict[BudgetName, str] = {
 }
 
 _QUICK_ROUNDS = {
-    "ant": 52_000,
+    "ant": 80_000,
     "halfcheetah": 20_000,
     "hopper": 30_000,
     "walker2d": 40_000,
@@ -183,9 +183,18 @@ class CellSpec(Specification):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_RECIPES: dict[str, TD3Settings] = {
+    # Ant's policy stumbles at the larger steps that suit the runners.
+    "ant": TD3Settings(
+        batch_size=32, critic_learning_rate=6e-4, actor_learning_rate=3e-4, decay_from=0.3
+    ),
+}
+"""Recipes that differ from their agent's own."""
+
+
 def agent_settings(env: EnvironmentSpec, batch_size: int | None) -> TD3Settings | DQNSettings:
     """The environment's learning recipe, with another minibatch size if one is given."""
-    settings = TD3Settings() if env.agent == "td3" else DQNSettings()
+    settings = _RECIPES.get(env.name, TD3Settings()) if env.agent == "td3" else DQNSettings()
     return (
         settings if batch_size is None else settings.model_copy(update={"batch_size": batch_size})
     )
