@@ -43,6 +43,7 @@ class Attack(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
+    instead_of: ClassVar[str]
 
     def unsupported(self, observation: Observation) -> str:
         """Why this attack cannot work on the observation, in one line; empty if it can."""

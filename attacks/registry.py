@@ -22,7 +22,7 @@ class UnknownAttack(ValueError):  # noqa: N818 - reads as the answer to a wrong 
 
 
 def register_attack(
-    name: str, *, summary: str, needs: tuple[str, ...] = ()
+    name: str, *, summary: str, needs: tuple[str, ...] = (), instead_of: str = ""
 ) -> Callable[[AttackType], AttackType]:
     """Class decorator that makes an attack available under ``name``.
 
@@ -32,6 +32,7 @@ def register_attack(
         name: what users type.
         summary: one line.
         needs: knowledge the attack cannot do without, out of "samples" and "simulator".
+        instead_of: the attack whose place this one takes where that lacks the knowledge it needs.
     """
 
     def register(cls: AttackType) -> AttackType:
@@ -41,7 +42,7 @@ def register_attack(
             cls.__qualname__,
         ):
             raise ValueError(f"attack {name!r} exists already, in {taken.__module__}")
-        cls.name, cls.summary, cls.needs = name, summary, needs
+        cls.name, cls.summary, cls.needs, cls.instead_of = name, summary, needs, instead_of
         _attacks[name] = cls
         return cls
 

@@ -42,7 +42,7 @@ class RGIA(Attack):
         state_weight: of R_s, the mean squared distance of s~ to the prior's mean, in deviations.
         reward_weight: of R_r, the distance of r~ to the interval of known rewards, in deviations.
         dynamics_weight: of R_f, the root mean square of f(s~, a~) - s~' over coordinates, in
-            deviations; f is the prior's learned transition model.
+            deviations; f is the simulator where the adversary has one, else the learned model.
     """
 
     iterations: int = 400
@@ -83,8 +83,21 @@ class RGIA(Attack):
             outside = (z.reward - prior.reward_high).relu() + (prior.reward_low - z.reward).relu()
             total = total + self.reward_weight * outside / max(prior.reward_std, 1e-3)
         if self.dynamics_weight:
-            step = prior.transition(z.state, z.action) - z.next_state
+            step = _step(prior, z) - z.next_state
             scaled = (step.flatten(1) / prior.state_std).square().mean(dim=1)
             # The root's slope is infinite at zero.
             total = total + self.dynamics_weight * (scaled + 1e-12).sqrt()
         return total
+
+
+def _step(prior: Prior, z: Transitions) -> Tensor:
+    """f(s~, a~), differentiable: the simulator's value, if there is one, with the model's slope.
+
+    Rows that the simulator cannot step are the model's.
+    """
+    learned = prior.transition(z.state, z.action)
+    if prior.simulator is None:
+        return learned
+    exact, _ = prior.simulator(z.state.detach(), z.action.detach())
+    exact = torch.where(exact.isnan(), learned.detach(), exact)
+    return learned + (exact - learned).detach()

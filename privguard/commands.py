@@ -64,6 +64,7 @@ def make_spec(
             if value is not None:
                 _positive(option, value)
         name = budget_by_name(budget_name)
+        granted = chosen_knowledge(knowledge, prior_fraction)
         with _plugins():
             from privguard.grids import chosen_grids
 
@@ -72,13 +73,13 @@ def make_spec(
             env=env,
             observation=observation,
             defenses=tuple(grids),
-            attacks=tuple(dict.fromkeys(attacks)) or default_attacks(),
+            attacks=tuple(dict.fromkeys(attacks)) or default_attacks(granted),
             seeds=seeds if seeds is not None else budget(name, env).seeds,
             clients=clients,
             batch_size=batch_size,
             probe_batch_size=probe_batch_size,
             budget=name,
-            knowledge=chosen_knowledge(knowledge, prior_fraction),
+            knowledge=granted,
         )
     check_spec(spec)
     return spec
@@ -125,11 +126,13 @@ def check_knowledge(spec: SweepSpec) -> None:
         make_simulator(spec.env, spec.observation)
 
 
-def default_attacks() -> tuple[str, ...]:
-    """Every attack that ships."""
+def default_attacks(knowledge: Knowledge) -> tuple[str, ...]:
+    """Every attack that ships, but none that only takes the place of one that can run."""
     from attacks.registry import available_attacks
 
-    return tuple(available_attacks())
+    known = available_attacks()
+    runs = {name for name, attack in known.items() if set(attack.needs) <= knowledge.grants}
+    return tuple(name for name, attack in known.items() if attack.instead_of not in runs)
 
 
 def budget_by_name(name: str) -> BudgetName:
@@ -257,7 +260,7 @@ def attack_command(
     with _plugins():
         from attacks.registry import get_attack
 
-        names = tuple(dict.fromkeys(attacks)) or default_attacks()
+        names = tuple(dict.fromkeys(attacks)) or default_attacks(knowledge)
         for name in names:
             get_attack(name)
     trained = {record.key for record in store.cells()}

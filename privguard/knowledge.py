@@ -42,6 +42,15 @@ class Knowledge(BaseModel):
         samples = f"samples ({format_share(self.prior_fraction)} of the training data)"
         return samples if self.kind == "samples" else f"simulator, {samples}"
 
+    @property
+    def grants(self) -> frozenset[str]:
+        """What attacks may ask for, of "samples" and "simulator"; as ``Prior.grants``."""
+        return {
+            "none": frozenset[str](),
+            "samples": frozenset({"samples"}),
+            "simulator": frozenset({"samples", "simulator"}),
+        }[self.kind]
+
     def samples(self, population: int, held: int) -> int:
         """Transitions granted out of a training with ``population``, of which captures hold some.
 

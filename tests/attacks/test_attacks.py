@@ -151,6 +151,30 @@ def test_dynamics_regularisation_removes_pseudo_solutions(
     assert errors["rgia"] < 0.5 * errors["dlg"]
 
 
+def test_zero_prior_rgia_uses_no_prior_and_finds_fewer_pseudo_solutions_than_dlg(
+    hopper: Transitions, prior: Prior
+) -> None:
+    client = Client.build(11, 3)
+    rows = torch.arange(500, 1500, 200)
+    observations = [client.observe(hopper[int(row)]) for row in rows]
+    template = observations[0].template
+    answers = {
+        name: get_attack(name).reconstruct_many(observations, prior=Prior.none(template), seed=0)
+        for name in ("dlg", "rgia-zero")
+    }
+    error = {
+        name: statistics.median(
+            float((answer.transitions.next_state - hopper[int(row)].next_state).norm())
+            for answer, row in zip(found, rows, strict=True)
+        )
+        for name, found in answers.items()
+    }
+    assert error["rgia-zero"] < 0.5 * error["dlg"]
+    informed = get_attack("rgia-zero").reconstruct(observations[0], prior=prior, seed=0)
+    blind = answers["rgia-zero"][0].transitions
+    torch.testing.assert_close(informed.transitions.state, blind.state)
+
+
 def test_an_attack_refuses_a_prior_without_what_it_needs(hopper: Transitions) -> None:
     observation = Client.build(11, 3).observe(hopper[0])
     with pytest.raises(ValueError, match="needs a prior with samples"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 
-from attacks import Transitions
+from attacks import Transitions, get_attack
 from privguard.auditing import Audit, granted_prior
 from privguard.captures import CellCaptures
+from privguard.commands import default_attacks
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge, chosen_knowledge
 from privguard.records import AttackRecord
@@ -33,8 +36,7 @@ def hopper() -> tuple[CellSpec, CellCaptures]:
 def probe_record(
     hopper: tuple[CellSpec, CellCaptures], knowledge: Knowledge, attack: str
 ) -> AttackRecord:
-    audit = Audit.prepare(*hopper, knowledge)
-    return next(r for r in audit.run(attack, lambda stage: None) if r.release == "probe")
+    return Audit.prepare(*hopper, knowledge).run_attack(get_attack(attack), attack, "probe")
 
 
 def test_labels_tell_knowledge_apart() -> None:
@@ -139,6 +141,27 @@ def test_an_attack_without_its_knowledge_is_skipped_with_the_reason(
     assert "needs samples" in record.skipped
     assert not record.targets
     assert record.knowledge == "none"
+
+
+def test_the_stand_in_of_an_attack_runs_only_where_that_one_cannot() -> None:
+    assert "rgia-zero" not in default_attacks(SAMPLES)
+    assert "rgia-zero" not in default_attacks(SIMULATOR)
+    assert "rgia-zero" in default_attacks(NONE)
+    for knowledge in (NONE, SAMPLES, SIMULATOR):
+        assert {"rgia", "dlg", "analytic"} <= set(default_attacks(knowledge))
+
+
+def test_knowledge_grants_what_its_prior_grants(hopper: tuple[CellSpec, CellCaptures]) -> None:
+    for knowledge in (NONE, SAMPLES, SIMULATOR):
+        assert Audit.prepare(*hopper, knowledge).prior.grants == knowledge.grants
+
+
+def test_rgia_obeys_the_simulator_where_it_has_one(hopper: tuple[CellSpec, CellCaptures]) -> None:
+    simulated, learned = (
+        [t.scores["te_simulator"] for t in probe_record(hopper, knowledge, "rgia").targets]
+        for knowledge in (SIMULATOR, SAMPLES)
+    )
+    assert statistics.median(simulated) < 0.3 * statistics.median(learned)
 
 
 def test_chance_lines_belong_to_the_granted_prior(hopper: tuple[CellSpec, CellCaptures]) -> None:
