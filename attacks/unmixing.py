@@ -1,0 +1,313 @@
+"""Separates the records mixed in the gradient of a stack of dense ReLU layers.
+
+The last hidden layer's gradient is [dW | dc] = D^T [H | 1] for b records: rank b. Its output
+gradients are known up to one number e_i a record and the pattern p_i of active units,
+
+    d_i = e_i (w * p_i),    w the head's weights,
+
+so the columns of D^T are the vectors of the form w * (zeros and ones) in the column space of the
+gradient: a far smaller set than the sparse ones that SPEAR (arXiv 2403.03945) looks for.
+
+LayerNorm before the ReLU makes D dense, yet of known form. With s_i = w * gain * p_i and xhat_i the
+normalised outputs,
+
+    d_i = (e_i / sigma_i) (s_i - mean(s_i) 1 - mean(s_i * xhat_i) xhat_i),
+
+and xhat_i lies in the span of 1 and of [W | c] times the gradient's row space. So s_i lies in a
+known subspace of 2 b + 1 dimensions: the same search, a little larger.
+
+From D of one layer its inputs follow by least squares, [H | 1] = (D^T)^+ [dW | dc]; these are the
+activations of the layer below, whose D then follows by backpropagation; and so down to the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.binary_factors import Judge, Patterns, Subspace, binary_vectors, independent
+from attacks.dense_stacks import Hidden, Stack
+from attacks.observation import Observation
+from attacks.sparse_factors import sparse_vectors, with_zeros
+
+CHOICES = 8
+SETTLING = 12
+"""Rounds of correcting a layer's inputs and its output gradients by each other, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The part of a gradient (m, n) that stands out of the noise: left diag(singular) right^T."""
+
+    left: Tensor
+    singular: Tensor
+    right: Tensor
+    noise_std: float
+
+    @classmethod
+    def of(cls, gradient: Tensor, limit: int, noise_std: float) -> LowRank:
+        """At most ``limit`` directions; those below the noise's own largest are dropped."""
+        left, singular, right = torch.linalg.svd(gradient, full_matrices=False)
+        floor = noise_std * (gradient.shape[0] ** 0.5 + gradient.shape[1] ** 0.5)
+        rank = min(limit, int((singular > floor).sum()))
+        return cls(left[:, :rank], singular[:rank], right[:rank].T, noise_std)
+
+    @property
+    def rank(self) -> int:
+        """Number of directions kept."""
+        return len(self.singular)
+
+
+@dataclass(frozen=True, eq=False)
+class Unmixed:
+    """Records separated from one gradient.
+
+    Attributes:
+        rows: (k, n) inputs of the first layer; not finite where a record could not be told.
+        outputs: (k,) index of the head's output that the record used; None if that is not known.
+        accepted: how many of them the noise explains; the others are the best guesses.
+    """
+
+    rows: Tensor
+    outputs: Tensor | None
+    accepted: int
+
+
+def noise_floor(observation: Observation, gradient: Tensor) -> float:
+    """Standard deviation of a received coordinate: the channel's noise, or else rounding."""
+    like = next(iter(observation.parameters.values()))
+    rounding = torch.finfo(like.dtype).eps * float(gradient.square().mean().sqrt())
+    return max(observation.channel.noise_std, rounding)
+
+
+def capacity(stack: Stack) -> int:
+    """Records that a stack's gradients can determine: the subspace must leave room around it.
+
+    The search finds them up to about three quarters of that.
+    """
+    units, inputs = stack.hidden[-1].layer.module.weight.shape
+    room = units - 1 if stack.hidden[-1].norm is None else (units - 2) // 2
+    return min(room, inputs + 1)
+
+
+def unmix(
+    observation: Observation, stack: Stack, *, generator: torch.Generator, iterations: int
+) -> Unmixed:
+    """At most ``batch_size`` records; fewer if some are alike or drowned in noise."""
+    last = stack.hidden[-1]
+    gradient = last.received(observation)
+    low = LowRank.of(gradient, observation.batch_size, noise_floor(observation, gradient))
+    found = _find_deltas(low, stack, gradient, generator, iterations)
+    inputs, deltas = _settle_last(last, stack.head[found.heads], found, gradient)
+    for level in reversed(range(len(stack.hidden) - 1)):
+        upstream = deltas @ stack.hidden[level + 1].weight[:, :-1]
+        hidden = stack.hidden[level]
+        gradient = hidden.received(observation)
+        inputs = _invert_activations(hidden, inputs, gradient, observation)
+        inputs, deltas = _settle(hidden, inputs, upstream, gradient)
+    return Unmixed(inputs, found.heads, int(found.accepted.sum()))
+
+
+def unmix_sparse(
+    observation: Observation, layers: Sequence[Hidden], *, generator: torch.Generator
+) -> Unmixed:
+    """Records from the sparsity of first layers' output gradients; all ``layers`` read the same.
+
+    A combination of two records' gradients may be sparse too. Chosen in place of one of them it
+    takes up that record's input, which tells: the units that this leaves inactive are the zeros of
+    a sparser vector. So such vectors compete as well.
+    """
+    gradient = torch.cat([layer.received(observation) for layer in layers])
+    weight = torch.cat([layer.weight for layer in layers])
+    low = LowRank.of(gradient, observation.batch_size, noise_floor(observation, gradient))
+    std = low.noise_std / low.singular
+    found = sparse_vectors(low.left, std, generator=generator)
+    for _ in range(CHOICES):
+        # D^T = left Q, so [X | 1] = Q^-1 diag(singular) right^T.
+        rows = torch.linalg.lstsq(
+            found.coefficients.T, low.singular[:, None] * low.right.T, driver="gelsd"
+        ).solution
+        inputs = rows[:, :-1] / rows[:, -1:]
+        inactive = inputs @ weight[:, :-1].T + weight[:, -1] <= 0
+        improved = with_zeros(found, inactive, low.left, std)
+        if torch.equal(improved.zeros, found.zeros):
+            break
+        found = improved
+    return Unmixed(inputs, None, int(found.accepted.sum()))
+
+
+def sparse_capacity(observation: Observation, layers: Sequence[Hidden]) -> int:
+    """Records that ``layers`` determine by sparsity: one an input, or any number of a few alike."""
+    gradient = torch.cat([layer.received(observation) for layer in layers])
+    most = min(gradient.shape[1], len(gradient) // 2)
+    low = LowRank.of(gradient, most, noise_floor(observation, gradient))
+    return most if low.rank == most else max(most, observation.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Deltas:
+    """Directions of d_i (k, m), active units (k, m), head outputs (k,), which are accepted (k,)."""
+
+    directions: Tensor
+    active: Tensor
+    heads: Tensor
+    accepted: Tensor
+
+
+def _find_deltas(
+    low: LowRank, stack: Stack, gradient: Tensor, generator: torch.Generator, iterations: int
+) -> _Deltas:
+    """Independent ones, at most as many as the gradient's rank."""
+    last = stack.hidden[-1]
+    columns, std = [low.left], [low.noise_std / low.singular]
+    if last.norm is not None:
+        reach = last.weight @ low.right
+        size = last.weight.square().sum(dim=1).mean().sqrt()
+        columns += [reach, torch.ones_like(reach[:, :1])]
+        std += [size * low.noise_std / low.singular, torch.zeros(1, dtype=torch.float64)]
+    subspace = Subspace(torch.cat(columns, dim=1), torch.cat(std))
+    scales = stack.head * last.gain
+    pool = binary_vectors(subspace, scales, low.rank, generator=generator, iterations=iterations)
+    pool, chosen = _choose(pool, subspace, scales, gradient, last, low)
+    directions = _directions(pool.vectors[chosen], subspace, low)
+    return _Deltas(
+        directions, pool.vectors[chosen] != 0, pool.scales[chosen], pool.accepted[chosen]
+    )
+
+
+def _directions(vectors: Tensor, subspace: Subspace, low: LowRank) -> Tensor:
+    """The part (k, m) of ``vectors`` (k, m) in the gradient's column space."""
+    return subspace.coefficients(vectors)[:, : low.rank] @ low.left.T
+
+
+def _choose(
+    pool: Patterns,
+    subspace: Subspace,
+    scales: Tensor,
+    gradient: Tensor,
+    last: Hidden,
+    low: LowRank,
+) -> tuple[Patterns, Tensor]:
+    """Independent candidates whose inputs activate the very units of their patterns.
+
+    A pattern made of others, p_j = p_i + p_k - p_l, passes every test of its own. Chosen in place
+    of p_l it takes up that record's input, which tells: it activates p_l. So patterns that inputs
+    activate join the pool, and candidates that are confirmed so go first in the next choice.
+
+    Returns:
+        The pool, grown, and the indices of the chosen.
+    """
+    judges = [Judge(subspace, subspace.basis(), scale, k) for k, scale in enumerate(scales)]
+    favour = -pool.misfit - 10.0 * ~pool.accepted
+    best, agreed = torch.empty(0, dtype=torch.long), -1
+    for _ in range(CHOICES):
+        order = favour.argsort(descending=True)
+        chosen = order[independent(pool.vectors[order], low.rank)]
+        inputs = _read(_directions(pool.vectors[chosen], subspace, low), gradient)[0].nan_to_num()
+        rectified = last.normalise(inputs @ last.weight[:, :-1].T + last.weight[:, -1])
+        activated = (rectified > 0) * scales[pool.scales[chosen]]
+        distance = torch.cdist(activated, pool.vectors)
+        nearest = distance.argmin(dim=1)
+        agrees = nearest == chosen
+        new = distance.amin(dim=1) > 1e-6 * activated.norm(dim=1)
+        fresh = _confirmed(judges, activated[new], pool.scales[chosen][new])
+        if int(agrees.sum()) > agreed:
+            best, agreed = chosen, int(agrees.sum())
+        if bool(agrees.all()) and not len(fresh.misfit):
+            break
+        favour[chosen[~agrees]] -= 1.0
+        favour[nearest[~agrees]] += 2.0
+        if len(fresh.misfit):
+            pool = Patterns.cat([pool, fresh])
+            favour = torch.cat([favour, 2.0 - fresh.misfit])
+            agreed = -1
+    return pool, best
+
+
+def _confirmed(judges: Sequence[Judge], vectors: Tensor, scales: Tensor) -> Patterns:
+    """Those of the patterns behind ``vectors`` (k, m) that lie in the subspace."""
+    verdicts = [judge.verdict(vectors[scales == k] != 0) for k, judge in enumerate(judges)]
+    found = Patterns.cat(verdicts)
+    return found[found.accepted]
+
+
+def _read(deltas: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Inputs (k, n), scales (k,) and misfit of gradient = (scale * deltas)^T [inputs | 1]."""
+    rows = torch.linalg.lstsq(deltas.T, gradient, driver="gelsd").solution
+    scale = rows[:, -1]
+    misfit = float((gradient - deltas.T @ rows).norm())
+    return rows[:, :-1] / scale[:, None], scale, misfit
+
+
+def _invert_activations(
+    hidden: Hidden, activations: Tensor, gradient: Tensor, observation: Observation
+) -> Tensor:
+    """Inputs (k, n) of a layer from its activations (k, m), record by record.
+
+    Active units are linear equations: W x + c = h, or under a LayerNorm W x + c - mu 1 - sigma
+    (h - shift) / gain = 0 with mu and sigma unknown. x is sought in the gradient's row space, which
+    matters where the layer has more inputs than active units.
+    """
+    limit = min(observation.batch_size, *gradient.shape)
+    low = LowRank.of(gradient, limit, noise_floor(observation, gradient))
+    reach = hidden.weight @ low.right
+    last = low.right[-1]  # of [x | 1]: must come out as one
+    rows = []
+    for h in activations:
+        active = h > 1e-3 * h.max()
+        h = ((h - hidden.shift) / hidden.gain)[active]
+        design, target = reach[active], h
+        if hidden.norm is not None:
+            design = torch.cat([design, -torch.ones_like(h)[:, None], -h[:, None]], dim=1)
+            target = torch.zeros_like(h)
+        heavy = 10.0 * float(design.norm())
+        one = torch.cat([last, last.new_zeros(design.shape[1] - len(last))])
+        design = torch.cat([design, heavy * one[None]])
+        target = torch.cat([target, target.new_tensor([heavy])])
+        solved = torch.linalg.lstsq(design, target[:, None], driver="gelsd").solution[:, 0]
+        x = low.right @ solved[: low.rank]
+        rows.append(x[:-1] / x[-1])
+    return torch.stack(rows)
+
+
+def _settle_last(
+    hidden: Hidden, weight: Tensor, found: _Deltas, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Inputs (k, n) and deltas (k, m) of the last hidden layer, whose active units are known.
+
+    The directions found lie in the noisy gradient's column space; backpropagation through the known
+    units, with normalised outputs from the inputs, needs no such projection.
+    """
+    inputs, scale, best = _read(found.directions, gradient)
+    deltas = scale[:, None] * found.directions
+    for _ in range(SETTLING):
+        directions = hidden.backward(inputs, weight, found.active)
+        moved, scale, misfit = _read(directions, gradient)
+        if not misfit < best * (1 - 1e-3):
+            break
+        best, inputs, deltas = misfit, moved, scale[:, None] * directions
+    return inputs.clamp_min(0.0), deltas
+
+
+def _settle(
+    hidden: Hidden, inputs: Tensor, upstream: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Makes a layer's inputs and deltas agree, given the gradients at its activations.
+
+    Inputs give D by backpropagation, D gives inputs by least squares. Each is exact where the other
+    is, and errors shrink because only units near zero change sides.
+    """
+    best = float("inf")
+    chosen = inputs, hidden.backward(inputs, upstream)
+    for _ in range(SETTLING):
+        deltas = hidden.backward(inputs, upstream)
+        ones = torch.ones_like(inputs[:, :1])
+        misfit = float((gradient - deltas.T @ torch.cat([inputs, ones], dim=1)).norm())
+        if not misfit < best * (1 - 1e-3):
+            break
+        best, chosen = misfit, (inputs, deltas)
+        inputs = _read(deltas, gradient)[0]
+    return chosen
