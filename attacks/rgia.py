@@ -10,10 +10,15 @@ is in units of the prior's standard deviations, so that one set of defaults serv
 The first part of the iterations matches directions only, 1 - cos(g~, g): on a trained critic, where
 the target y is far from any random start, this raises the share of records found several times.
 ``direction_share=0`` is the plain objective throughout.
+
+An adversary with a simulator still matches with the learned model, then lets the simulator step the
+(s~, a~) that it found. Measured, the simulator inside the loop finds worse (s~, a~) where contacts
+make the environment stiff (``reports/rgia/ablation.md``).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,9 +27,10 @@ from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
 from attacks.matching import match
-from attacks.observation import Observation
+from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import Prior
 from attacks.registry import register_attack
+from attacks.rewards import explain
 from attacks.transitions import Transitions
 
 
@@ -42,7 +48,7 @@ class RGIA(Attack):
         state_weight: of R_s, the mean squared distance of s~ to the prior's mean, in deviations.
         reward_weight: of R_r, the distance of r~ to the interval of known rewards, in deviations.
         dynamics_weight: of R_f, the root mean square of f(s~, a~) - s~' over coordinates, in
-            deviations; f is the simulator where the adversary has one, else the learned model.
+            deviations; f is the prior's learned transition model.
     """
 
     iterations: int = 400
@@ -61,7 +67,7 @@ class RGIA(Attack):
         def penalty(z: Transitions) -> Tensor:
             return self._penalty(z, prior)
 
-        return match(
+        answers = match(
             observations,
             distance="cosine" if observations[0].channel.scale_unknown else "l2",
             iterations=self.iterations,
@@ -72,6 +78,9 @@ class RGIA(Attack):
             scale=prior,
             direction_share=self.direction_share,
         )
+        if prior.simulator is None:
+            return answers
+        return [_simulated(o, a, prior) for o, a in zip(observations, answers, strict=True)]
 
     def _penalty(self, z: Transitions, prior: Prior) -> Tensor:
         """The weighted sum of the regularisers of each row, (n,)."""
@@ -83,21 +92,37 @@ class RGIA(Attack):
             outside = (z.reward - prior.reward_high).relu() + (prior.reward_low - z.reward).relu()
             total = total + self.reward_weight * outside / max(prior.reward_std, 1e-3)
         if self.dynamics_weight:
-            step = _step(prior, z) - z.next_state
+            step = self.dynamics(z, prior) - z.next_state
             scaled = (step.flatten(1) / prior.state_std).square().mean(dim=1)
             # The root's slope is infinite at zero.
             total = total + self.dynamics_weight * (scaled + 1e-12).sqrt()
         return total
 
+    def dynamics(self, z: Transitions, prior: Prior) -> Tensor:
+        """f(s~, a~) of the dynamics term, differentiable."""
+        return prior.transition(z.state, z.action)
 
-def _step(prior: Prior, z: Transitions) -> Tensor:
-    """f(s~, a~), differentiable: the simulator's value, if there is one, with the model's slope.
 
-    Rows that the simulator cannot step are the model's.
-    """
-    learned = prior.transition(z.state, z.action)
-    if prior.simulator is None:
-        return learned
-    exact, _ = prior.simulator(z.state.detach(), z.action.detach())
-    exact = torch.where(exact.isnan(), learned.detach(), exact)
-    return learned + (exact - learned).detach()
+def _simulated(observation: Observation, answer: Reconstruction, prior: Prior) -> Reconstruction:
+    """The answer with s' as the simulator steps (s~, a~), and the r~ that then fit the gradient."""
+    completed = _completed(observation, answer.transitions, prior)
+    zero = torch.zeros_like(completed.reward)
+    known = Transitions(
+        completed.state, completed.action, completed.reward, completed.next_state, zero
+    )
+    return dataclasses.replace(
+        answer,
+        transitions=completed,
+        gme=gradient_matching_error(observation, known),
+        restarts=[_completed(observation, z, prior) for z in answer.restarts],
+        notes=f"{answer.notes}; next state simulated",
+    )
+
+
+def _completed(observation: Observation, z: Transitions, prior: Prior) -> Transitions:
+    """Where the simulator cannot step, or the reward cannot be told, what was matched stays."""
+    found = explain(observation, z.state, z.action, prior).transitions
+    if found.next_state.isnan().any():
+        return z
+    reward = torch.where(found.reward.isnan(), z.reward, found.reward)
+    return Transitions(z.state, z.action, reward, found.next_state, z.terminated)
