@@ -33,7 +33,7 @@ TRIMMED = 0.3
 ZEROS = 0.15
 """Share of zeros that a sparse vector has beyond the r - 1 that any vector can be given."""
 
-TOLERANCE = 6.0
+TOLERANCE = 4.0
 """Entries are zero within so many standard deviations of their noise."""
 
 

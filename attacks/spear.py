@@ -80,14 +80,14 @@ class Spear(Attack):
         for unmixed, columns in self._search(observation, ways, seed):
             state, action, told = _records(observation, unmixed, columns, prior)
             explained = explain(observation, state, action, prior)
-            answers.append(_Answer(explained, told, unmixed.accepted))
-            if explained.residual <= _expected_residual(observation):
+            answers.append(_Answer(explained, min(told, unmixed.accepted)))
+            if _is_done(observation, answers[-1]):
                 break
         else:
             blind = prior.mean_transitions(observation.batch_size, observation.template)
             like = next(iter(observation.parameters.values()))
             blind = blind.to(device=like.device, dtype=like.dtype)
-            answers.append(_Answer(explain(observation, blind.state, blind.action, prior), 0, 0))
+            answers.append(_Answer(explain(observation, blind.state, blind.action, prior), 0))
         best = min(answers, key=lambda answer: answer.explained.residual)
         return _reconstruction(observation, best)
 
@@ -120,8 +120,9 @@ _Way = Stack | _FirstLayers
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
+    """A completed batch, and how many of its records were told apart beyond doubt."""
+
     explained: Explained
-    told: int
     accepted: int
 
 
@@ -144,11 +145,15 @@ def _capacity(way: _Way, observation: Observation) -> int:
     return sparse_capacity(observation, way.layers)
 
 
-def _expected_residual(observation: Observation) -> float:
-    """Relative residual that the true records would leave, with some room."""
-    received = observation.flat_gradient()
-    noise = observation.channel.noise_std * len(received) ** 0.5
-    return EXACT + 1.05 * noise / max(float(received.norm()), 1e-300)
+def _is_done(observation: Observation, answer: _Answer) -> bool:
+    """Whether another search could not do better.
+
+    Without noise the true records leave nothing of the gradient. With noise the answer's own errors
+    leave several times more than the noise does, so that this cannot be asked for.
+    """
+    if answer.explained.residual <= EXACT:
+        return True
+    return observation.channel.noise_std > 0 and answer.accepted == observation.batch_size
 
 
 def _records(
@@ -188,13 +193,14 @@ def _reconstruction(observation: Observation, answer: _Answer) -> Reconstruction
     gme = math.nan
     if not bool(z.reward.isnan().any()):
         gme = gradient_matching_error(observation, z)
-    notes = ["next state predicted by the prior"]
+    known = not bool(z.next_state.isnan().any())
+    notes = ["next state predicted by the prior" if known else "next state unknown to the prior"]
     size = observation.batch_size
     if observation.channel.noise_std > 0:
         notes.append("exactness is lost to noise")
-    if answer.told < size or answer.accepted < size:
-        notes.append(f"{min(answer.told, answer.accepted)} of {size} records told apart")
-    if answer.explained.residual > _expected_residual(observation):
+    if answer.accepted < size:
+        notes.append(f"{answer.accepted} of {size} records told apart")
+    if not _is_done(observation, answer):
         notes.append("the answer does not explain the gradient")
     if bool(z.reward.isnan().any()):
         notes.append("some rewards not identifiable")

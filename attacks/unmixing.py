@@ -34,6 +34,7 @@ from attacks.observation import Observation
 from attacks.sparse_factors import sparse_vectors, with_zeros
 
 CHOICES = 8
+REFITS = 4
 SETTLING = 12
 """Rounds of correcting a layer's inputs and its output gradients by each other, at most."""
 
@@ -79,7 +80,8 @@ class Unmixed:
 def noise_floor(observation: Observation, gradient: Tensor) -> float:
     """Standard deviation of a received coordinate: the channel's noise, or else rounding."""
     like = next(iter(observation.parameters.values()))
-    rounding = torch.finfo(like.dtype).eps * float(gradient.square().mean().sqrt())
+    # Sums over a batch round several times; four units in the last place bound what was measured.
+    rounding = 4 * torch.finfo(like.dtype).eps * float(gradient.square().mean().sqrt())
     return max(observation.channel.noise_std, rounding)
 
 
@@ -100,7 +102,12 @@ def unmix(
     last = stack.hidden[-1]
     gradient = last.received(observation)
     low = LowRank.of(gradient, observation.batch_size, noise_floor(observation, gradient))
+    nothing = Unmixed(gradient.new_zeros(0, len(stack.columns)), torch.zeros(0).long(), 0)
+    if not low.rank:
+        return nothing
     found = _find_deltas(low, stack, gradient, generator, iterations)
+    if not len(found.heads):
+        return nothing
     inputs, deltas = _settle_last(last, stack.head[found.heads], found, gradient)
     for level in reversed(range(len(stack.hidden) - 1)):
         upstream = deltas @ stack.hidden[level + 1].weight[:, :-1]
@@ -123,6 +130,8 @@ def unmix_sparse(
     gradient = torch.cat([layer.received(observation) for layer in layers])
     weight = torch.cat([layer.weight for layer in layers])
     low = LowRank.of(gradient, observation.batch_size, noise_floor(observation, gradient))
+    if not low.rank:
+        return Unmixed(gradient.new_zeros(0, gradient.shape[1] - 1), None, 0)
     std = low.noise_std / low.singular
     found = sparse_vectors(low.left, std, generator=generator)
     for _ in range(CHOICES):
@@ -171,6 +180,9 @@ def _find_deltas(
     subspace = Subspace(torch.cat(columns, dim=1), torch.cat(std))
     scales = stack.head * last.gain
     pool = binary_vectors(subspace, scales, low.rank, generator=generator, iterations=iterations)
+    if not len(pool.misfit):
+        nothing = torch.zeros(0, dtype=torch.long)
+        return _Deltas(pool.vectors, pool.vectors != 0, nothing, pool.accepted)
     pool, chosen = _choose(pool, subspace, scales, gradient, last, low)
     directions = _directions(pool.vectors[chosen], subspace, low)
     return _Deltas(
@@ -254,23 +266,33 @@ def _invert_activations(
     limit = min(observation.batch_size, *gradient.shape)
     low = LowRank.of(gradient, limit, noise_floor(observation, gradient))
     reach = hidden.weight @ low.right
-    last = low.right[-1]  # of [x | 1]: must come out as one
-    rows = []
-    for h in activations:
-        active = h > 1e-3 * h.max()
-        h = ((h - hidden.shift) / hidden.gain)[active]
-        design, target = reach[active], h
+    return torch.stack([_invert_record(hidden, h, reach, low.right) for h in activations])
+
+
+def _invert_record(hidden: Hidden, h: Tensor, reach: Tensor, right: Tensor) -> Tensor:
+    """Input (n,) of one record from its activations (m,); ``reach`` is [W | c] right."""
+    # Activations below zero are errors, and tell how large errors are.
+    noise = float(h.clamp_max(0.0).square().mean().sqrt())
+    active = h > max(4 * noise, 1e-3 * float(h.max()))
+    last = right[-1]  # of [x | 1]: must come out as one
+    for _ in range(REFITS):
+        target = ((h - hidden.shift) / hidden.gain)[active]
+        design = reach[active]
         if hidden.norm is not None:
-            design = torch.cat([design, -torch.ones_like(h)[:, None], -h[:, None]], dim=1)
-            target = torch.zeros_like(h)
+            design = torch.cat([design, -torch.ones_like(target)[:, None], -target[:, None]], dim=1)
+            target = torch.zeros_like(target)
         heavy = 10.0 * float(design.norm())
         one = torch.cat([last, last.new_zeros(design.shape[1] - len(last))])
         design = torch.cat([design, heavy * one[None]])
         target = torch.cat([target, target.new_tensor([heavy])])
         solved = torch.linalg.lstsq(design, target[:, None], driver="gelsd").solution[:, 0]
-        x = low.right @ solved[: low.rank]
-        rows.append(x[:-1] / x[-1])
-    return torch.stack(rows)
+        outputs = (reach @ solved[: len(last)]) / (last @ solved[: len(last)])
+        again = hidden.normalise(outputs[None])[0] > 0
+        if torch.equal(again, active):
+            break
+        active = again
+    x = right @ solved[: len(last)]
+    return x[:-1] / x[-1]
 
 
 def _settle_last(
@@ -289,7 +311,7 @@ def _settle_last(
         if not misfit < best * (1 - 1e-3):
             break
         best, inputs, deltas = misfit, moved, scale[:, None] * directions
-    return inputs.clamp_min(0.0), deltas
+    return inputs, deltas
 
 
 def _settle(
