@@ -9,6 +9,7 @@ from typing import Any
 
 RESCALING = frozenset({"clip", "dp-sgd"})
 ZEROING = frozenset({"topk"})
+GAUSSIAN = frozenset({"gaussian", "dp-sgd", "clip", "secagg"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,42 @@ class Channel:
     def scale_unknown(self) -> bool:
         """Whether the gradient may have been multiplied by a factor that the server cannot know."""
         return any(_name(m) in RESCALING for m in self.mechanisms)
+
+    @property
+    def clip(self) -> float | None:
+        """Smallest norm that each record's gradient is scaled down to; None without clipping.
+
+        ``clip`` acts on the whole gradient (see ``clips_sum``), which is a record's at batch size
+        one alone.
+        """
+        limits = [
+            float(m[key])
+            for m in self.mechanisms
+            for key in ("norm", "clip_norm")
+            if _name(m) in RESCALING and key in m
+        ]
+        return min(limits, default=None)
+
+    @property
+    def random(self) -> bool:
+        """Whether the received gradient is a random function of the true one."""
+        return self.noise_std > 0 or self.quantization_steps is not None
+
+    @property
+    def clips_sum(self) -> bool:
+        """Whether a mean over records may have been scaled down as a whole."""
+        return any(_name(m) == "clip" for m in self.mechanisms)
+
+    @property
+    def quantization_steps(self) -> int | None:
+        """Intervals of the coarsest rounding grid between -max and +max of a tensor, if any."""
+        points = [int(m["points"]) for m in self.mechanisms if _name(m) == "quantize"]
+        return min(points) - 1 if points else None
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the received gradient is the (clipped) gradient plus Gaussian noise, no more."""
+        return {_name(m) for m in self.mechanisms} <= GAUSSIAN
 
     @property
     def zeroed(self) -> bool:

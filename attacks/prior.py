@@ -42,6 +42,7 @@ class Prior:
         reward_mean, reward_std: moments of the reward.
         terminated_rate: share of terminal transitions.
         simulator: steps the public environment, if the adversary can.
+        known: the transitions that all this was fitted from; None without knowledge.
     """
 
     template: Template
@@ -55,6 +56,7 @@ class Prior:
     reward_std: float
     terminated_rate: float
     simulator: Simulator | None
+    known: Transitions | None
     _rows: Tensor
     _model: TransitionModel | None
 
@@ -98,6 +100,7 @@ class Prior:
             reward_std=float(z.reward.std(correction=0)),
             terminated_rate=float(z.terminated.mean()),
             simulator=simulator,
+            known=z,
             _rows=rows,
             _model=model,
         )
@@ -123,6 +126,7 @@ class Prior:
             reward_std=1.0,
             terminated_rate=0.0,
             simulator=None,
+            known=None,
             _rows=joint[None, :0].expand(0, 0),
             _model=None,
         )
@@ -151,6 +155,15 @@ class Prior:
         if self.simulator is not None:
             return "simulator"
         return "samples" if self.samples else "none"
+
+    def raw_std(self) -> Tensor:
+        """(D,) standard deviation of the samples as they are, zero where they never moved.
+
+        ``joint_std`` is an estimate for an adversary with few samples and never zero.
+        """
+        if not self.samples:
+            return self.joint_std
+        return self._rows.std(dim=0, correction=0)
 
     def joint_covariance(self) -> Tensor:
         """(D, D) covariance of [state, action], correlations shrunk by the OAS estimator.
@@ -182,6 +195,12 @@ class Prior:
         if self._model is None:
             return state
         return self._learned(self._model, state, action)[0]
+
+    def predicted_reward(self, state: Tensor, action: Tensor) -> Tensor:
+        """Learned reward (B,) of s and a, differentiable; its mean without a learned model."""
+        if self._model is None:
+            return torch.full_like(state.reshape(len(state), -1)[:, 0], self.reward_mean)
+        return self._learned(self._model, state, action)[1]
 
     def predict(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor] | None:
         """Best guess of next state and reward (B,), from the simulator if there is one.

@@ -1,0 +1,192 @@
+"""What no attack can beat: floors on reconstruction error and ceilings on its success.
+
+The gradient's sensitivity J to a record z = (s, a, y) and the covariance S of the channel's
+Gaussian noise give the Fisher information J^T S^-1 J of one release. With the prior's covariance
+this bounds any estimator's mean squared error (van Trees 1968; Gill and Levit 1995):
+
+    E ||z^ - z||^2 >= tr[(J^T S^-1 J + Sigma_prior^-1)^-1].
+
+Information of independent releases of the same record adds up. Everything here is in units of the
+reference standard deviation sigma_j of each coordinate, so that the prior alone gives a floor of
+about one and the numbers compare with the score ``nmse``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from attacks.gradients import dense_layers
+from attacks.normal_equations import NormalEquations
+from attacks.observation import Observation
+from attacks.posterior import Coordinates, received_by
+from attacks.prior import Prior
+from attacks.transitions import Transitions, flatten_state_action, unflatten_state_action
+
+SIGMA_FLOOR = 1e-6
+"""Coordinates that vary less are left out, as in the scores."""
+
+
+@dataclass(frozen=True, eq=False)
+class RecordInformation:
+    """Fisher information of one release about its b records, and the prior's.
+
+    Attributes:
+        release: (T, b K, b K) information that each of T releases gives.
+        prior: (K, K) information of the prior about one record.
+        count: K - 1, the number of (s, a) coordinates; the last coordinate is the target y.
+    """
+
+    release: Tensor
+    prior: Tensor
+    count: int
+
+    def posterior_covariance(self, releases: float = 1.0) -> Tensor:
+        """(T, b K, b K): the error covariance no estimator beats, after ``releases`` alike."""
+        size = self.release.shape[-1] // len(self.prior)
+        blocks = torch.block_diag(*[self.prior] * size)
+        return torch.linalg.inv(releases * self.release + blocks)
+
+    def floor(self, releases: float = 1.0) -> Tensor:
+        """(T,): local Bayesian floor, mean squared error of (s, a) in sigma^2 per coordinate.
+
+        Evaluated at each true record; its mean over records bounds the ``nmse`` of an attacker
+        whose prior is Gaussian. A prior with more structure can know more.
+        """
+        return self._mean_over_state_action(self.posterior_covariance(releases))
+
+    def strict_floor(self, releases: float = 1.0) -> float:
+        """The van Trees bound itself: the information is averaged over records before inverting.
+
+        Never above the mean of :meth:`floor` (Jensen), and a bound without linearisation.
+        """
+        pooled = RecordInformation(self.release.mean(dim=0, keepdim=True), self.prior, self.count)
+        return float(pooled.floor(releases))
+
+    def leakage(self) -> Tensor:
+        """(T,) Fisher information leakage: sqrt of the largest eigenvalue, 1 / sigma units.
+
+        Hannun, Guo and van der Maaten, UAI 2021 (arXiv 2102.11673): an unbiased estimator of the
+        best-seen direction has a standard deviation of at least one over this.
+        """
+        return torch.linalg.eigvalsh(self.release)[:, -1].clamp_min(0).sqrt()
+
+    def expected_accuracy(self, tolerance: float = 0.1, releases: float = 1.0) -> Tensor:
+        """(T,): share of (s, a) coordinates that a Gaussian posterior puts within ``tolerance``.
+
+        What an attacker at the floor reaches as reconstruction accuracy, in sigma.
+        """
+        width = len(self.prior)
+        deviation = self.posterior_covariance(releases).diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+        kept = deviation.unflatten(1, (-1, width))[..., : self.count]
+        share = 2 * norm.cdf(tolerance / kept.clamp_min(1e-12).numpy()) - 1
+        return torch.from_numpy(share).flatten(1).mean(dim=1)
+
+    def _mean_over_state_action(self, covariance: Tensor) -> Tensor:
+        variance = covariance.diagonal(dim1=1, dim2=2).unflatten(1, (-1, len(self.prior)))
+        return variance[..., : self.count].flatten(1).mean(dim=1)
+
+
+def record_information(
+    observations: Sequence[Observation], truth: Sequence[Transitions], population: Prior
+) -> RecordInformation | None:
+    """The information of each release about its true records.
+
+    Args:
+        observations: T releases that share model, loss, batch size, template and channel.
+        truth: their true records; this is for the scorer, never for an attack.
+        population: a prior fitted on many transitions: the best Gaussian knowledge of (s, a) and of
+            the target y that any adversary could hold. Its deviations are the sigma units.
+
+    Returns:
+        None where the channel is not Gaussian (quantised or sparse releases), where actions are
+        discrete, or where a layer is not dense: no floor is claimed there.
+    """
+    first = observations[0]
+    layers = dense_layers(first)
+    channel = first.channel
+    if layers is None or not channel.gaussian or first.template.discrete:
+        return None
+    coordinates = Coordinates.of(first, layers, population)
+    like = coordinates.mean
+    sigma = population.raw_std().to(like)
+    kept = sigma >= SIGMA_FLOOR
+    records = Transitions.cat(list(truth)).to(dtype=like.dtype, device=like.device)
+    base = flatten_state_action(records, first.template)
+    rewards = coordinates.equivalent_rewards(first, layers, records)
+    scale = torch.where(kept, sigma, torch.zeros_like(sigma))
+
+    def decode(rows: Tensor, record: Tensor) -> Transitions:
+        flat = base[record] + scale * rows[:, :-1]
+        state, action = unflatten_state_action(flat, first.template)
+        fixed = population.transition(records.state[record], records.action[record])
+        reward = rewards[record] + coordinates.reward_std * rows[:, -1]
+        return Transitions(state, action, reward, fixed, torch.zeros_like(reward))
+
+    points = like.new_zeros(len(observations), first.batch_size, len(base[0]) + 1)
+    normal = NormalEquations(first, layers, received_by(observations), decode).at(points)
+    keep = torch.cat([kept, torch.ones_like(kept[:1])])
+    every = keep.repeat(first.batch_size)
+    release = normal.hessian.double()[:, every][:, :, every]
+    return RecordInformation(release, _prior_information(population, kept, sigma), int(kept.sum()))
+
+
+def _prior_information(population: Prior, kept: Tensor, sigma: Tensor) -> Tensor:
+    """(K, K) in sigma units; the target y has unit variance and is independent of (s, a)."""
+    scale = sigma[kept].double()
+    covariance = population.joint_covariance().double()[kept][:, kept]
+    correlation = covariance / scale[:, None] / scale[None, :]
+    return torch.block_diag(torch.linalg.inv(correlation), torch.ones(1, 1).double())
+
+
+def guo_bound(epsilon: float, diameter: float = 1.0) -> float:
+    """Least mean squared error per coordinate against (2, epsilon)-Renyi-DP.
+
+    Guo, Karrer, Chaudhuri and van der Maaten, ICML 2022 (arXiv 2201.12383), theorem 1:
+    ``diameter``^2 / (4 (e^epsilon - 1)), for coordinates that span ``diameter``.
+
+    Raises:
+        ValueError: epsilon is not above zero.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be above 0, got {epsilon}")
+    return diameter**2 / (4 * math.expm1(epsilon)) if epsilon < 700 else 0.0
+
+
+def reconstruction_robustness(
+    kappa: float, *, noise_multiplier: float, steps: int = 1, sample_rate: float = 1.0
+) -> float:
+    """Largest chance gamma to reconstruct a record that a blind guess meets with chance kappa.
+
+    Without subsampling the closed form Phi(Phi^-1(kappa) + sqrt(T) / sigma); with Poisson sampling
+    the trade-off curve of DP-SGD (Hayes, Mahloujifar and Balle 2023, arXiv 2302.07225; Kaissis et
+    al. 2023, arXiv 2307.03928), by deterministic quasi-Monte-Carlo over T draws.
+
+    Raises:
+        ValueError: kappa or sample_rate is outside (0, 1], the noise is not above zero.
+    """
+    if not (0 < kappa <= 1 and 0 < sample_rate <= 1 and noise_multiplier > 0 and steps >= 1):
+        raise ValueError(
+            f"need 0 < kappa <= 1, 0 < sample_rate <= 1, noise_multiplier > 0, steps >= 1, got "
+            f"{kappa}, {sample_rate}, {noise_multiplier}, {steps}"
+        )
+    if kappa == 1:
+        return 1.0
+    if sample_rate == 1:
+        return float(norm.cdf(norm.ppf(kappa) + math.sqrt(steps) / noise_multiplier))
+    rng = np.random.default_rng(0)
+    total = np.zeros(200_000)
+    for _ in range(steps):
+        x = noise_multiplier * rng.standard_normal(len(total))
+        ratio = (2 * x - 1) / (2 * noise_multiplier**2)
+        total += np.log1p(sample_rate * np.expm1(ratio))
+    # Under "record absent", the log ratio of densities; gamma is what its lowest part leaves.
+    ratios = np.sort(np.exp(total))
+    lowest = ratios[: round((1 - kappa) * len(ratios))]
+    return float(np.clip(1 - lowest.sum() / ratios.sum(), kappa, 1.0))

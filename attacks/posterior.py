@@ -1,0 +1,218 @@
+"""Coordinates in which the prior is N(0, I), and the posterior of a release in them.
+
+A record is its state and action, whitened by the prior's covariance, and one number for its reward:
+r = predicted reward + offset + deviation v. A gradient sees r and s' only through the target
+y = r + gamma V(s'), so s' is fixed to the prior's prediction f(s, a) and r stands for y: the
+deviation is that of the *equivalent reward*, the one that gives a known record's gradient when its
+next state is replaced by the prediction. A discrete action belongs to the start of a search and
+does not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attacks.gradients import LinearCalls, LinearLayer
+from attacks.normal_equations import NormalEquations, Received
+from attacks.observation import Observation
+from attacks.prior import Prior
+from attacks.transitions import Template, Transitions, flatten_state, unflatten_state_action
+
+BLIND_REWARD = 100.0
+"""Deviation of the equivalent reward for an adversary that knows no transition."""
+
+ROUNDING = 1e-6
+"""Relative error of float32 gradients, the noise where the channel adds none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """Whitened records. ``K`` is the number of continuous (s, a) coordinates plus one.
+
+    Attributes:
+        template: shapes and ranges.
+        prior: predicts next states and rewards.
+        mean, factor: (K - 1,) and (K - 1, K - 1), a square root of the covariance.
+        reward_offset, reward_std: of the equivalent reward around the predicted one.
+    """
+
+    template: Template
+    prior: Prior
+    mean: Tensor
+    factor: Tensor
+    reward_offset: float
+    reward_std: float
+
+    @classmethod
+    def of(
+        cls, observation: Observation, layers: Sequence[LinearLayer], prior: Prior
+    ) -> Coordinates:
+        """The coordinates of the adversary's prior for one model and loss."""
+        template = observation.template
+        like = next(iter(observation.parameters.values())).detach()
+        size = template.state_size if template.discrete else len(prior.joint_mean)
+        covariance = prior.joint_covariance()[:size, :size].double()
+        values, vectors = torch.linalg.eigh(covariance)
+        blind = cls(
+            template=template,
+            prior=prior,
+            mean=prior.joint_mean[:size].to(like),
+            factor=(vectors * values.clamp_min(1e-12).sqrt()).to(like),
+            reward_offset=0.0,
+            reward_std=BLIND_REWARD,
+        )
+        if prior.known is None:
+            return blind
+        known = prior.known.to(dtype=like.dtype, device=like.device)
+        surprise = blind.equivalent_rewards(observation, layers, known) - prior.predicted_reward(
+            known.state, known.action
+        )
+        # A small sample shows too little of the spread, and the model was fitted on it.
+        spread = float(surprise.std(correction=0)) * 1.5
+        return replace(blind, reward_offset=float(surprise.mean()), reward_std=max(spread, 1e-3))
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return len(self.mean) + 1
+
+    def decode(self, rows: Tensor, action: Tensor | None) -> Transitions:
+        """(n, K) to n non-terminal records; ``action`` (n,) where actions are discrete."""
+        flat = self.mean + rows[:, :-1] @ self.factor.T
+        if action is None:
+            state, action = unflatten_state_action(flat, self.template)
+        else:
+            state = flat.reshape(-1, *self.template.state_shape)
+        reward = self.prior.predicted_reward(state, action) + self.reward_offset
+        reward = reward + self.reward_std * rows[:, -1]
+        return Transitions(
+            state, action, reward, self.prior.transition(state, action), torch.zeros_like(reward)
+        )
+
+    def encode(self, z: Transitions, reward: Tensor | None = None) -> Tensor:
+        """n records to (n, K), with the equivalent rewards ``reward`` (n,) or the prior's guess."""
+        flat = flatten_state(z.state, self.mean.dtype).to(self.mean)
+        if not self.template.discrete:
+            flat = torch.cat([flat, z.action.reshape(len(flat), -1).to(flat)], dim=1)
+        whitened = torch.linalg.solve(self.factor.double(), (flat - self.mean).double().T).T
+        last = torch.zeros(len(flat), 1, dtype=flat.dtype, device=flat.device)
+        if reward is not None:
+            surprise = reward - self.prior.predicted_reward(z.state.to(self.mean), z.action)
+            last = ((surprise - self.reward_offset) / self.reward_std)[:, None]
+        return torch.cat([whitened.to(flat), last.to(flat)], dim=1)
+
+    def equivalent_rewards(
+        self, observation: Observation, layers: Sequence[LinearLayer], z: Transitions
+    ) -> Tensor:
+        """Rewards (n,) with which records give their gradients though s' is f(s, a).
+
+        The gradient is affine in the reward; the answer is its least-squares solution, from the
+        layers' deltas alone, since all three evaluations share their inputs.
+        """
+        predicted = self.prior.transition(z.state, z.action)
+        zero = torch.zeros_like(z.reward)
+
+        def deltas(reward: Tensor, next_state: Tensor, terminated: Tensor) -> list[Tensor]:
+            records = Transitions(z.state, z.action, reward, next_state, terminated)
+            with LinearCalls([layer.module for layer in layers]) as hooks:
+                loss = observation.loss(observation.model, records) * len(records)
+            seen = {module: (x, out) for module, x, out in hooks.calls}
+            outputs = [seen[layer.module][1] for layer in layers]
+            found = torch.autograd.grad(loss, outputs)
+            return [
+                d * (seen[layer.module][0].detach().square().sum(1, keepdim=True) + 1).sqrt()
+                for layer, d in zip(layers, found, strict=True)
+            ]
+
+        true = deltas(z.reward, z.next_state, z.terminated)
+        base, unit = deltas(zero, predicted, zero), deltas(zero + 1, predicted, zero)
+        up, down = zero.clone(), zero.clone()
+        for t, b, u in zip(true, base, unit, strict=True):
+            up += ((t - b) * (u - b)).sum(dim=1)
+            down += (u - b).square().sum(dim=1)
+        return torch.where(down > 0, up / down.clamp_min(1e-30), z.reward).detach()
+
+
+class Posterior:
+    """Minus the log posterior of groups of records, up to a constant.
+
+    Half the squared residual in units of the channel's noise plus half the squared distance to the
+    prior's mean in whitened coordinates.
+    """
+
+    def __init__(
+        self,
+        observations: Sequence[Observation],
+        layers: Sequence[LinearLayer],
+        coordinates: Coordinates,
+        received: Received,
+        actions: Tensor | None,
+    ) -> None:
+        """``actions`` (G, b): the records' discrete actions, None for a box."""
+        self._coordinates = coordinates
+        self._actions = actions
+        self._equations = NormalEquations(observations[0], layers, received, self._decode)
+
+    def value(self, points: Tensor) -> Tensor:
+        """(G,) at points (G, b, K)."""
+        return self._equations.value(points) + 0.5 * points.flatten(1).square().sum(dim=1)
+
+    def quadratic(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (G, b K) and Gauss-Newton Hessian (G, b K, b K), float64."""
+        normal = self._equations.at(points)
+        flat = points.flatten(1).double()
+        identity = torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device)
+        return normal.gradient.double() + flat, normal.hessian.double() + identity
+
+    def _decode(self, rows: Tensor, record: Tensor) -> Transitions:
+        if self._actions is None:
+            return self._coordinates.decode(rows, None)
+        chosen = self._actions.reshape(-1)
+        # Trials of one group follow each other, so their records share its actions.
+        per_group = record // self._actions.shape[1]
+        trials = (int(record.max()) + 1) // chosen.numel()
+        group, slot = per_group // trials, record % self._actions.shape[1]
+        return self._coordinates.decode(rows, self._actions[group, slot])
+
+
+def received_by(observations: Sequence[Observation]) -> Received:
+    """What the releases say, with the noise that their channel states.
+
+    Quantisation is taken as Gaussian noise of each tensor's mean rounding variance; where the
+    channel adds none, float32 rounding is the noise.
+    """
+    first = observations[0]
+    like = next(iter(first.parameters.values())).detach()
+    gradient = {
+        name: torch.stack([o.gradient[name] for o in observations]).to(like)
+        for name in first.gradient
+    }
+    norm = torch.stack([o.flat_gradient() for o in observations]).to(like).norm(dim=1)
+    count = sum(g[0].numel() for g in gradient.values())
+    floor = (ROUNDING * norm / count**0.5).clamp_min(1e-12).square() + first.channel.noise_std**2
+    steps = first.channel.quantization_steps
+    precision = {}
+    for name, value in gradient.items():
+        variance = floor
+        if steps is not None:
+            variance = variance + _rounding_variance(value.flatten(1), steps)
+        precision[name] = 1 / variance
+    sent = None
+    if first.channel.zeroed:
+        sent = {name: (value != 0).to(like) for name, value in gradient.items()}
+    return Received(gradient, precision, sent, first.channel.clip)
+
+
+def _rounding_variance(codes: Tensor, steps: int) -> Tensor:
+    """Mean variance (T,) of unbiased rounding to a grid of ``steps`` intervals, from (T, n) codes.
+
+    A coordinate at a random place between two grid points has variance step^2 / 6. One much smaller
+    than a step is seldom rounded away from zero, and its variance is about the mean square of its
+    codes.
+    """
+    step = 2 * codes.abs().amax(dim=1) / steps
+    return torch.minimum(step.square() / 6, codes.square().mean(dim=1)).clamp_min(1e-30)

@@ -1,0 +1,121 @@
+"""The limits: closed forms, orderings and published values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attacks import Channel, Observation, Prior, Transitions
+from attacks.bounds import (
+    RecordInformation,
+    guo_bound,
+    reconstruction_robustness,
+    record_information,
+)
+from attacks.conformance import chain_problem
+from tests.attacks.conftest import Client
+
+
+def information(hopper: Transitions, std: float, rows: list[int]) -> RecordInformation:
+    client = Client.build(11, 3, hidden=32)
+    observations = [
+        Observation(
+            client.model,
+            client.observe(hopper[row]).gradient,
+            client.loss,
+            1,
+            hopper.template(),
+            Channel(noise_std=std),
+        )
+        for row in rows
+    ]
+    found = record_information(observations, [hopper[row] for row in rows], Prior.fit(hopper))
+    assert found is not None
+    return found
+
+
+def test_floor_falls_from_the_prior_to_nothing(hopper: Transitions) -> None:
+    rows = [500, 900, 1300]
+    floors = [float(information(hopper, std, rows).floor().mean()) for std in (1e4, 1.0, 1e-2)]
+    assert floors[0] == pytest.approx(1.0, abs=0.01)
+    assert floors[0] > floors[1] > floors[2]
+    assert floors[2] < 0.05
+
+
+def test_strict_floor_is_below_the_mean_of_local_ones(hopper: Transitions) -> None:
+    found = information(hopper, 0.1, [500, 700, 900, 1100, 1300])
+    assert found.strict_floor() <= float(found.floor().mean()) + 1e-9
+
+
+def test_repeated_releases_equal_less_noise(hopper: Transitions) -> None:
+    rows = [500, 900]
+    once, less = information(hopper, 0.2, rows), information(hopper, 0.1, rows)
+    torch.testing.assert_close(once.floor(releases=4), less.floor(), rtol=1e-3, atol=1e-6)
+
+
+def test_expected_accuracy_rises_as_noise_falls(hopper: Transitions) -> None:
+    accuracies = [
+        float(information(hopper, std, [500, 900]).expected_accuracy().mean())
+        for std in (1e4, 0.1, 1e-3)
+    ]
+    assert accuracies[0] == pytest.approx(0.08, abs=0.01)  # a tenth of a standard normal
+    assert accuracies[0] < accuracies[1] < accuracies[2]
+
+
+def test_no_floor_is_claimed_where_the_channel_is_not_gaussian(hopper: Transitions) -> None:
+    client = Client.build(11, 3, hidden=32)
+    clean = client.observe(hopper[5])
+    coded = Observation(
+        client.model,
+        clean.gradient,
+        client.loss,
+        1,
+        clean.template,
+        Channel.from_description([{"mechanism": "quantize", "points": 3}]),
+    )
+    assert record_information([coded], [hopper[5]], Prior.fit(hopper)) is None
+    chain = chain_problem()
+    prior = Prior.fit(chain.transitions, template=chain.template)
+    assert record_information([chain.observe([0])], [chain.transitions[0]], prior) is None
+
+
+@pytest.mark.parametrize(
+    ("sigma", "steps", "expected"),
+    [(4, 1, 0.151), (2, 1, 0.217), (1, 1, 0.389), (0.5, 1, 0.764), (4, 16, 0.389)],
+)
+def test_reconstruction_robustness_closed_form(sigma: float, steps: int, expected: float) -> None:
+    gamma = reconstruction_robustness(0.1, noise_multiplier=sigma, steps=steps)
+    assert gamma == pytest.approx(expected, abs=1e-3)
+
+
+def test_subsampling_lowers_the_chance_to_reconstruct() -> None:
+    whole = reconstruction_robustness(0.1, noise_multiplier=1.0, steps=10)
+    sampled = reconstruction_robustness(0.1, noise_multiplier=1.0, steps=10, sample_rate=0.05)
+    nearly = reconstruction_robustness(0.1, noise_multiplier=1.0, steps=10, sample_rate=0.999)
+    assert 0.1 <= sampled < 0.2 < whole
+    assert nearly == pytest.approx(whole, abs=0.02)
+
+
+@given(kappa=st.floats(0.001, 0.999), sigma=st.floats(0.1, 100), steps=st.integers(1, 1000))
+@settings(max_examples=50, deadline=None)
+def test_robustness_is_a_probability_above_the_blind_chance(
+    kappa: float, sigma: float, steps: int
+) -> None:
+    assert kappa <= reconstruction_robustness(kappa, noise_multiplier=sigma, steps=steps) <= 1
+
+
+@given(st.floats(1e-3, 20))
+def test_guo_bound(epsilon: float) -> None:
+    assert guo_bound(epsilon) == pytest.approx(1 / (4 * (math.exp(epsilon) - 1)))
+    assert guo_bound(epsilon, diameter=3.0) == pytest.approx(9 * guo_bound(epsilon))
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="epsilon"):
+        guo_bound(0.0)
+    with pytest.raises(ValueError, match="kappa"):
+        reconstruction_robustness(1.5, noise_multiplier=1.0)
