@@ -99,6 +99,7 @@ def binary_vectors(
     generator: torch.Generator,
     starts: int = 256,
     iterations: int = 4000,
+    phase: int = 0,
 ) -> Patterns:
     """Patterns p with scale * p near the subspace; stops once ``wanted`` independent are accepted.
 
@@ -113,16 +114,18 @@ def binary_vectors(
         generator: of the random starts.
         starts: points iterated at once.
         iterations: of the splitting for each scale, at most.
+        phase: how many phases of an interrupted search have been.
     """
     basis = subspace.basis()
     judges = [Judge(subspace, basis, scale, index) for index, scale in enumerate(scales)]
     known = [torch.zeros(0, len(basis), dtype=torch.bool) for _ in scales]
     others = known.copy()
-    for phase in range(-(-iterations // PHASE)):
+    for start in range(0, iterations, PHASE):
+        power = POWERS[(phase + start // PHASE) % len(POWERS)]
         for index, judge in enumerate(judges):
-            search = _Search(judge, POWERS[phase % len(POWERS)])
+            search = _Search(judge, power)
             x = search.draw(starts, known[index], generator)
-            for step in range(1, min(PHASE, iterations - phase * PHASE) + 1):
+            for step in range(1, min(PHASE, iterations - start) + 1):
                 inside = search.project(x)
                 binary = ((2 * inside - x) > 0.5) & judge.heard
                 x = x + RELAXATION * (binary.to(x.dtype) - inside)

@@ -28,38 +28,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.binary_factors import Judge, Patterns, Subspace, binary_vectors, independent
 from attacks.dense_stacks import Hidden, Stack
+from attacks.head_patterns import Deltas, LowRank, find_deltas, read_inputs
 from attacks.observation import Observation
 from attacks.sparse_factors import sparse_vectors, with_zeros
 
 CHOICES = 8
+"""Rounds of replacing sparse vectors by sparser ones, at most."""
+
 REFITS = 4
+"""Rounds of correcting which units a record activates, at most."""
+
 SETTLING = 12
 """Rounds of correcting a layer's inputs and its output gradients by each other, at most."""
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """The part of a gradient (m, n) that stands out of the noise: left diag(singular) right^T."""
-
-    left: Tensor
-    singular: Tensor
-    right: Tensor
-    noise_std: float
-
-    @classmethod
-    def of(cls, gradient: Tensor, limit: int, noise_std: float) -> LowRank:
-        """At most ``limit`` directions; those below the noise's own largest are dropped."""
-        left, singular, right = torch.linalg.svd(gradient, full_matrices=False)
-        floor = noise_std * (gradient.shape[0] ** 0.5 + gradient.shape[1] ** 0.5)
-        rank = min(limit, int((singular > floor).sum()))
-        return cls(left[:, :rank], singular[:rank], right[:rank].T, noise_std)
-
-    @property
-    def rank(self) -> int:
-        """Number of directions kept."""
-        return len(self.singular)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +86,7 @@ def unmix(
     nothing = Unmixed(gradient.new_zeros(0, len(stack.columns)), torch.zeros(0).long(), 0)
     if not low.rank:
         return nothing
-    found = _find_deltas(low, stack, gradient, generator, iterations)
+    found = find_deltas(low, stack, gradient, generator=generator, iterations=iterations)
     if not len(found.heads):
         return nothing
     inputs, deltas = _settle_last(last, stack.head[found.heads], found, gradient)
@@ -156,104 +137,6 @@ def sparse_capacity(observation: Observation, layers: Sequence[Hidden]) -> int:
     return most if low.rank == most else max(most, observation.batch_size)
 
 
-@dataclass(frozen=True, eq=False)
-class _Deltas:
-    """Directions of d_i (k, m), active units (k, m), head outputs (k,), which are accepted (k,)."""
-
-    directions: Tensor
-    active: Tensor
-    heads: Tensor
-    accepted: Tensor
-
-
-def _find_deltas(
-    low: LowRank, stack: Stack, gradient: Tensor, generator: torch.Generator, iterations: int
-) -> _Deltas:
-    """Independent ones, at most as many as the gradient's rank."""
-    last = stack.hidden[-1]
-    columns, std = [low.left], [low.noise_std / low.singular]
-    if last.norm is not None:
-        reach = last.weight @ low.right
-        size = last.weight.square().sum(dim=1).mean().sqrt()
-        columns += [reach, torch.ones_like(reach[:, :1])]
-        std += [size * low.noise_std / low.singular, torch.zeros(1, dtype=torch.float64)]
-    subspace = Subspace(torch.cat(columns, dim=1), torch.cat(std))
-    scales = stack.head * last.gain
-    pool = binary_vectors(subspace, scales, low.rank, generator=generator, iterations=iterations)
-    if not len(pool.misfit):
-        nothing = torch.zeros(0, dtype=torch.long)
-        return _Deltas(pool.vectors, pool.vectors != 0, nothing, pool.accepted)
-    pool, chosen = _choose(pool, subspace, scales, gradient, last, low)
-    directions = _directions(pool.vectors[chosen], subspace, low)
-    return _Deltas(
-        directions, pool.vectors[chosen] != 0, pool.scales[chosen], pool.accepted[chosen]
-    )
-
-
-def _directions(vectors: Tensor, subspace: Subspace, low: LowRank) -> Tensor:
-    """The part (k, m) of ``vectors`` (k, m) in the gradient's column space."""
-    return subspace.coefficients(vectors)[:, : low.rank] @ low.left.T
-
-
-def _choose(
-    pool: Patterns,
-    subspace: Subspace,
-    scales: Tensor,
-    gradient: Tensor,
-    last: Hidden,
-    low: LowRank,
-) -> tuple[Patterns, Tensor]:
-    """Independent candidates whose inputs activate the very units of their patterns.
-
-    A pattern made of others, p_j = p_i + p_k - p_l, passes every test of its own. Chosen in place
-    of p_l it takes up that record's input, which tells: it activates p_l. So patterns that inputs
-    activate join the pool, and candidates that are confirmed so go first in the next choice.
-
-    Returns:
-        The pool, grown, and the indices of the chosen.
-    """
-    judges = [Judge(subspace, subspace.basis(), scale, k) for k, scale in enumerate(scales)]
-    favour = -pool.misfit - 10.0 * ~pool.accepted
-    best, agreed = torch.empty(0, dtype=torch.long), -1
-    for _ in range(CHOICES):
-        order = favour.argsort(descending=True)
-        chosen = order[independent(pool.vectors[order], low.rank)]
-        inputs = _read(_directions(pool.vectors[chosen], subspace, low), gradient)[0].nan_to_num()
-        rectified = last.normalise(inputs @ last.weight[:, :-1].T + last.weight[:, -1])
-        activated = (rectified > 0) * scales[pool.scales[chosen]]
-        distance = torch.cdist(activated, pool.vectors)
-        nearest = distance.argmin(dim=1)
-        agrees = nearest == chosen
-        new = distance.amin(dim=1) > 1e-6 * activated.norm(dim=1)
-        fresh = _confirmed(judges, activated[new], pool.scales[chosen][new])
-        if int(agrees.sum()) > agreed:
-            best, agreed = chosen, int(agrees.sum())
-        if bool(agrees.all()) and not len(fresh.misfit):
-            break
-        favour[chosen[~agrees]] -= 1.0
-        favour[nearest[~agrees]] += 2.0
-        if len(fresh.misfit):
-            pool = Patterns.cat([pool, fresh])
-            favour = torch.cat([favour, 2.0 - fresh.misfit])
-            agreed = -1
-    return pool, best
-
-
-def _confirmed(judges: Sequence[Judge], vectors: Tensor, scales: Tensor) -> Patterns:
-    """Those of the patterns behind ``vectors`` (k, m) that lie in the subspace."""
-    verdicts = [judge.verdict(vectors[scales == k] != 0) for k, judge in enumerate(judges)]
-    found = Patterns.cat(verdicts)
-    return found[found.accepted]
-
-
-def _read(deltas: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Inputs (k, n), scales (k,) and misfit of gradient = (scale * deltas)^T [inputs | 1]."""
-    rows = torch.linalg.lstsq(deltas.T, gradient, driver="gelsd").solution
-    scale = rows[:, -1]
-    misfit = float((gradient - deltas.T @ rows).norm())
-    return rows[:, :-1] / scale[:, None], scale, misfit
-
-
 def _invert_activations(
     hidden: Hidden, activations: Tensor, gradient: Tensor, observation: Observation
 ) -> Tensor:
@@ -296,18 +179,18 @@ def _invert_record(hidden: Hidden, h: Tensor, reach: Tensor, right: Tensor) -> T
 
 
 def _settle_last(
-    hidden: Hidden, weight: Tensor, found: _Deltas, gradient: Tensor
+    hidden: Hidden, weight: Tensor, found: Deltas, gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Inputs (k, n) and deltas (k, m) of the last hidden layer, whose active units are known.
 
     The directions found lie in the noisy gradient's column space; backpropagation through the known
     units, with normalised outputs from the inputs, needs no such projection.
     """
-    inputs, scale, best = _read(found.directions, gradient)
+    inputs, scale, best = read_inputs(found.directions, gradient)
     deltas = scale[:, None] * found.directions
     for _ in range(SETTLING):
         directions = hidden.backward(inputs, weight, found.active)
-        moved, scale, misfit = _read(directions, gradient)
+        moved, scale, misfit = read_inputs(directions, gradient)
         if not misfit < best * (1 - 1e-3):
             break
         best, inputs, deltas = misfit, moved, scale[:, None] * directions
@@ -331,5 +214,5 @@ def _settle(
         if not misfit < best * (1 - 1e-3):
             break
         best, chosen = misfit, (inputs, deltas)
-        inputs = _read(deltas, gradient)[0]
+        inputs = read_inputs(deltas, gradient)[0]
     return chosen
