@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 import defenses
 from attacks.attack import Attack, Reconstruction
+from attacks.bounds import RecordInformation, record_information
 from attacks.channel import Channel
 from attacks.observation import Observation
 from attacks.prior import Prior, Simulator
@@ -27,6 +29,8 @@ from privguard.records import AttackRecord, Noise, ReleaseKind, TargetScores
 from privguard.seeding import derive_seed, torch_generator
 from privguard.simulators import find_simulator, make_simulator
 from privguard.spec import CellSpec
+
+Scores = dict[str, float | None]
 
 KINDS: tuple[ReleaseKind, ...] = ("probe", "deployed")
 
@@ -116,9 +120,15 @@ class Audit:
                         self.prior,
                         self.reference,
                         simulator=self.simulator,
-                    ),
+                    )
+                    | limit,
                 )
-                for answer, release in zip(found, releases, strict=True)
+                for answer, release, limit in zip(
+                    found,
+                    releases,
+                    self._limit_scores(index, kind, len(releases)),
+                    strict=True,
+                )
             ]
         return AttackRecord(
             cell_key=self.cell.key,
@@ -133,6 +143,47 @@ class Audit:
             restarts=consistency(answers, self.reference) if answers and kind == "probe" else {},
             seconds_per_target=seconds / max(len(targets), 1),
         )
+
+    def information(self, index: int, channel: Channel | None = None) -> RecordInformation | None:
+        """What the probes of one capture can give away at most; None where no floor is claimed.
+
+        The prior is the best Gaussian one, fitted on the whole reference set: no adversary with
+        fewer samples knows more.
+
+        Args:
+            index: of the capture.
+            channel: another one than that of the cell's defence, for predictions.
+        """
+        capture = self.captures.captures[index]
+        probes = [probe for probe in capture.releases["probe"] if probe.truth.batch_size > 0]
+        if not probes:
+            return None
+        observations = [self._observe(capture, probe, "probe") for probe in probes]
+        if channel is not None:
+            observations = [replace(o, channel=channel) for o in observations]
+        truth = [probe.truth for probe in probes]
+        return record_information(observations, truth, self._population)
+
+    @cached_property
+    def _population(self) -> Prior:
+        assert self.captures.reference is not None
+        return Prior.fit(self.captures.reference, template=self.template)
+
+    @cached_property
+    def _limits(self) -> list[RecordInformation | None]:
+        return [self.information(index) for index in range(len(self.captures.captures))]
+
+    def _limit_scores(self, index: int, kind: ReleaseKind, count: int) -> list[Scores]:
+        """Floor of nmse, and the accuracy of an attacker at the floor, of each target."""
+        limit = self._limits[index] if kind == "probe" else None
+        if limit is None:
+            return [{}] * count
+        return [
+            {"floor_nmse": floor, "limit_ra": accuracy}
+            for floor, accuracy in zip(
+                limit.floor().tolist(), limit.expected_accuracy().tolist(), strict=True
+            )
+        ]
 
     def _missing_knowledge(self, attack: Attack) -> str:
         missing = [need for need in attack.needs if need not in self.prior.grants]

@@ -214,6 +214,31 @@ def recommend(
     recommend_command(directory, max_leakage, max_reward_loss, as_json)
 
 
+@app.command(
+    epilog="Examples: `privguard predict --env ant` · `privguard predict --env ant --run "
+    "reports/ant --share 0.9`"
+)
+def predict(
+    env: EnvOption,
+    obs: ObsOption = "default",
+    batch_size: Annotated[int, typer.Option(help="Records behind a probe release.")] = 1,
+    share: Annotated[
+        float, typer.Option(help="Wanted floor, as a share of the prior's variance, 0 to 1.")
+    ] = 0.5,
+    clip: Annotated[float, typer.Option(help="Clipping norm of dp-sgd.")] = 1.0,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Use the trained undefended networks of this run's captures."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the networks and of the experience.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Limits of every attack against Gaussian noise, in seconds, without training."""
+    from privguard.commands import predict_command
+
+    predict_command(env, obs, batch_size, share, clip, run, seed, as_json)
+
+
 @app.command(epilog="Example: `privguard check my_package.my_defense:shuffle`")
 def check(
     plugin: Annotated[

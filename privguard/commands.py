@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -321,6 +322,44 @@ def evaluate_command(
             f"{env}, {policy} policy, {episodes} episodes: return {result['mean']:.1f} "
             f"± {result['std']:.1f} (mean ± standard deviation), length {result['length']:.0f}"
         )
+
+
+def predict_command(
+    env: str,
+    observation: str,
+    batch_size: int,
+    share: float,
+    clip: float,
+    run: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Prints the limits of attacks on clean captures, fresh ones or those of a run."""
+    environment_spec(env)
+    _positive("--batch-size", batch_size)
+    if not 0 < share < 1:
+        raise BadInput(f"--share {share:g}: must be between 0 and 1")
+    if not (math.isfinite(clip) and clip > 0):
+        raise BadInput(f"--clip {clip:g}: must be a finite number above 0")
+    if seed < 0:
+        raise BadInput(f"--seed {seed}: must be 0 or more")
+    from privguard.predict import fresh_captures, predict, render, run_captures
+
+    if run is None:
+        captured = [fresh_captures(env, observation, batch_size, seed)]
+        networks = "untrained networks"
+    else:
+        store = Store.open(run)
+        spec, _ = _known_sweep(store)
+        store.close()
+        if (spec.env, spec.probe_batch_size) != (env, batch_size):
+            raise BadInput(
+                f"--run {run}: is of --env {spec.env} --batch-size {spec.probe_batch_size}"
+            )
+        captured = run_captures(run, spec.cells())
+        networks = f"networks of {run}"
+    found = predict(captured, share=share, clip_norm=clip, networks=networks)
+    print(json.dumps(found.model_dump(), indent=2) if as_json else render(found))
 
 
 def report_command(directory: Path) -> None:

@@ -65,6 +65,10 @@ class FrontierRow(BaseModel):
     snr: float | None
     """Median over seeds; None where the defence adds nothing."""
 
+    efficiency: float | None
+    """floor_nmse / nmse_mean: 1 for an attack that wastes nothing the noise left."""
+    limit_ra: float | None
+    """Accuracy of an attacker at the floor."""
     state: CellState
     """The worst state among the level's cells."""
     cells: int
@@ -208,6 +212,7 @@ def _attack_columns(records: list[AttackRecord], seed_of: dict[str, int]) -> dic
     def mean(name: str) -> float | None:
         return seed_mean(groups(lambda target: target.scores.get(name)))
 
+    nmse, floor = seed_mean(groups(_nmse)), mean("floor_nmse")
     columns: dict[str, object] = {
         "attack": records[0].attack if records else None,
         "release": records[0].release if records else None,
@@ -217,8 +222,10 @@ def _attack_columns(records: list[AttackRecord], seed_of: dict[str, int]) -> dic
         **_columns("leakage", bootstrap_mean(groups(leakage))),
         "ra_prior": mean("ra_prior"),
         "identified_mean": mean("identified"),
-        "nmse_mean": seed_mean(groups(_nmse)),
-        "floor_nmse": mean("floor_nmse"),
+        "nmse_mean": nmse,
+        "floor_nmse": floor,
+        "efficiency": floor / nmse if floor is not None and nmse else None,
+        "limit_ra": mean("limit_ra"),
         "knowledge": records[0].knowledge if records else "",
         "prior_samples": min(
             (r.prior_samples for r in records if r.prior_samples is not None), default=None

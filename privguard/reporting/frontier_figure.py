@@ -63,6 +63,7 @@ def frontier_figure(
     front = pareto(strongest)
     _curves(main, strongest, axis, measure, styles, front=front, size=1.0)
     draw_reference(main, strongest, axis, measure, labelled=True)
+    limited = _limits(main, strongest, axis, measure, styles)
     main.set_title(f"{drawable[0].env}: worst case over {_listing(attacks)}")
     main.set_xlabel(axis.label)
     main.set_ylabel(MEASURES[measure])
@@ -73,7 +74,7 @@ def frontier_figure(
         axes.set_title(f"{attack} alone")
     main.set_ylim(BOTTOM, vertical_top(strongest, measure))
     figure.legend(
-        handles=_legend(strongest, styles, with_front=bool(front)),
+        handles=_legend(strongest, styles, with_front=bool(front), with_limits=limited),
         loc="outside lower center",
         ncols=6,
         frameon=False,
@@ -133,6 +134,30 @@ def _curves(
             _point(axes, row, axis, measure, style, size=size, on_front=row in front)
     axes.set_xlim(axis.low, axis.high)
     tidy(axes)
+
+
+def _limits(
+    axes: Axes,
+    rows: Sequence[FrontierRow],
+    axis: HorizontalAxis,
+    measure: Measure,
+    styles: dict[str, DefenseStyle],
+) -> bool:
+    """A dash where an attacker at the Bayesian floor would stand; whether there is any."""
+    drawn = False
+    for row in rows:
+        if row.limit_ra is None:
+            continue
+        limit = row.limit_ra
+        if measure == "leakage":
+            prior = row.ra_prior or 0.0
+            limit = max(0.0, (limit - prior) / (1 - prior))
+        elif measure != "ra":
+            continue
+        color = styles[row.defense].color
+        axes.plot(axis.position(row), limit, "_", color=color, markersize=15, mew=2.2, zorder=4)
+        drawn = True
+    return drawn
 
 
 def _point(
@@ -202,7 +227,11 @@ def _labels(
 
 
 def _legend(
-    rows: Sequence[FrontierRow], styles: dict[str, DefenseStyle], *, with_front: bool
+    rows: Sequence[FrontierRow],
+    styles: dict[str, DefenseStyle],
+    *,
+    with_front: bool,
+    with_limits: bool,
 ) -> list[Line2D]:
     names = {row.defense: row.level_name for row in rows}
     handles = [
@@ -221,6 +250,8 @@ def _legend(
     ]
     if with_front:
         handles.append(_symbol("o", "0.8", INK, "on the Pareto front"))
+    if with_limits:
+        handles.append(_symbol("_", GREY, GREY, "attacker at the Bayesian floor"))
     if not all(row.usable for row in rows):
         handles.append(_symbol("X", "white", GREY, "collapsed, diverged or failed"))
     return handles

@@ -87,6 +87,15 @@ def _accuracy(
         sns.lineplot(x=x, y=y, ax=axes, color=style.color, linestyle=dash, alpha=0.8, linewidth=1.1)
     worst = by_privacy(headline(rows, release))
     _measured(axes, worst, "ra", style)
+    limits = [(row.level or 0.0, row.limit_ra) for row in worst if row.limit_ra is not None]
+    axes.plot(
+        [level for level, _ in limits],
+        [limit for _, limit in limits],
+        color=GREY,
+        marker="_",
+        linestyle=(0, (1, 2)),
+        zorder=3,
+    )
     if not worst:
         note(axes, "not attacked yet")
     strongest = headline(controls, release)
@@ -183,6 +192,7 @@ def _legend(dashes: Mapping[str, Any]) -> list[Line2D]:
     return [
         *handles,
         Line2D([], [], color=INK, linewidth=1, label="undefended"),
+        Line2D([], [], color=GREY, marker="_", linestyle=(0, (1, 2)), label="at the floor"),
         Line2D([], [], color=INK, linewidth=1, linestyle=(0, (5, 3)), label="guess from the prior"),
         Line2D([], [], color=GREY, linewidth=1.2, linestyle=":", label="idle policy"),
         Line2D([], [], color=GREY, marker="x", linestyle="none", label="collapsed or failed"),
