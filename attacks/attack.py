@@ -44,6 +44,7 @@ class Attack(ABC):
     summary: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     instead_of: ClassVar[str]
+    ensemble: ClassVar[bool]
 
     def unsupported(self, observation: Observation) -> str:
         """Why this attack cannot work on the observation, in one line; empty if it can."""

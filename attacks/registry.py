@@ -22,7 +22,12 @@ class UnknownAttack(ValueError):  # noqa: N818 - reads as the answer to a wrong 
 
 
 def register_attack(
-    name: str, *, summary: str, needs: tuple[str, ...] = (), instead_of: str = ""
+    name: str,
+    *,
+    summary: str,
+    needs: tuple[str, ...] = (),
+    instead_of: str = "",
+    ensemble: bool = False,
 ) -> Callable[[AttackType], AttackType]:
     """Class decorator that makes an attack available under ``name``.
 
@@ -32,6 +37,7 @@ def register_attack(
         name: what users type.
         summary: one line.
         needs: knowledge the attack cannot do without, out of "samples" and "simulator".
+        ensemble: it runs other attacks that ship, so a sweep of all attacks leaves it out.
         instead_of: the attack whose place this one takes where that lacks the knowledge it needs.
     """
 
@@ -43,6 +49,7 @@ def register_attack(
         ):
             raise ValueError(f"attack {name!r} exists already, in {taken.__module__}")
         cls.name, cls.summary, cls.needs, cls.instead_of = name, summary, needs, instead_of
+        cls.ensemble = ensemble
         _attacks[name] = cls
         return cls
 

@@ -128,12 +128,16 @@ def check_knowledge(spec: SweepSpec) -> None:
 
 
 def default_attacks(knowledge: Knowledge) -> tuple[str, ...]:
-    """Every attack that ships, but none that only takes the place of one that can run."""
+    """Every attack that ships, but none that stands in for one that can run, and no ensemble."""
     from attacks.registry import available_attacks
 
     known = available_attacks()
     runs = {name for name, attack in known.items() if set(attack.needs) <= knowledge.grants}
-    return tuple(name for name, attack in known.items() if attack.instead_of not in runs)
+    return tuple(
+        name
+        for name, attack in known.items()
+        if attack.instead_of not in runs and not attack.ensemble
+    )
 
 
 def budget_by_name(name: str) -> BudgetName:
