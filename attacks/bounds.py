@@ -47,6 +47,10 @@ class RecordInformation:
     prior: Tensor
     count: int
 
+    def __getitem__(self, index: int) -> RecordInformation:
+        """What one of the releases gives."""
+        return RecordInformation(self.release[index : index + 1], self.prior, self.count)
+
     def posterior_covariance(self, releases: float = 1.0) -> Tensor:
         """(T, b K, b K): the error covariance no estimator beats, after ``releases`` alike."""
         size = self.release.shape[-1] // len(self.prior)

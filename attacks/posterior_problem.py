@@ -139,10 +139,10 @@ class Problem:
         return torch.cat([points[..., :-1], last[..., None]], dim=-1), values
 
     def _joint_starts(self, count: int, generator: torch.Generator) -> Trail:
-        """For b records: what sparse factors give, and draws of b known records."""
+        """For b records: what sparse factors give, and a draw of b known records."""
         targets, size = len(self.observations), self.size
         pool, pool_actions = self._known(10**9, generator)
-        draws = torch.randint(len(pool), (2, size), generator=generator)
+        draws = torch.randint(len(pool), (1, size), generator=generator)
         points = pool[draws].expand(targets, -1, -1, -1)
         actions = None
         if pool_actions is not None:

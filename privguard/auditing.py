@@ -126,7 +126,7 @@ class Audit:
                 for answer, release, limit in zip(
                     found,
                     releases,
-                    self._limit_scores(index, kind, len(releases)),
+                    self._limits[index, kind],
                     strict=True,
                 )
             ]
@@ -144,25 +144,37 @@ class Audit:
             seconds_per_target=seconds / max(len(targets), 1),
         )
 
-    def information(self, index: int, channel: Channel | None = None) -> RecordInformation | None:
-        """What the probes of one capture can give away at most; None where no floor is claimed.
+    def information(
+        self, index: int, kind: ReleaseKind = "probe", channel: Channel | None = None
+    ) -> list[RecordInformation | None]:
+        """What each release of one capture can give away at most; None where no floor is claimed.
 
         The prior is the best Gaussian one, fitted on the whole reference set: no adversary with
         fewer samples knows more.
 
         Args:
             index: of the capture.
+            kind: of the releases.
             channel: another one than that of the cell's defence, for predictions.
         """
         capture = self.captures.captures[index]
-        probes = [probe for probe in capture.releases["probe"] if probe.truth.batch_size > 0]
-        if not probes:
-            return None
-        observations = [self._observe(capture, probe, "probe") for probe in probes]
+        releases = [r for r in capture.releases[kind] if r.truth.batch_size > 0]
+        observations = [self._observe(capture, release, kind) for release in releases]
         if channel is not None:
             observations = [replace(o, channel=channel) for o in observations]
-        truth = [probe.truth for probe in probes]
-        return record_information(observations, truth, self._population)
+        found: list[RecordInformation | None] = [None] * len(releases)
+        # Poisson minibatches differ in size; releases of one size are computed together.
+        for size in {release.truth.batch_size for release in releases}:
+            alike = [i for i, r in enumerate(releases) if r.truth.batch_size == size]
+            together = record_information(
+                [observations[i] for i in alike],
+                [releases[i].truth for i in alike],
+                self._population,
+            )
+            if together is not None:
+                for place, i in enumerate(alike):
+                    found[i] = together[place]
+        return found
 
     @cached_property
     def _population(self) -> Prior:
@@ -170,20 +182,21 @@ class Audit:
         return Prior.fit(self.captures.reference, template=self.template)
 
     @cached_property
-    def _limits(self) -> list[RecordInformation | None]:
-        return [self.information(index) for index in range(len(self.captures.captures))]
-
-    def _limit_scores(self, index: int, kind: ReleaseKind, count: int) -> list[Scores]:
-        """Floor of nmse, and the accuracy of an attacker at the floor, of each target."""
-        limit = self._limits[index] if kind == "probe" else None
-        if limit is None:
-            return [{}] * count
-        return [
-            {"floor_nmse": floor, "limit_ra": accuracy}
-            for floor, accuracy in zip(
-                limit.floor().tolist(), limit.expected_accuracy().tolist(), strict=True
-            )
-        ]
+    def _limits(self) -> dict[tuple[int, ReleaseKind], list[Scores]]:
+        """By capture and kind: each release's floor of nmse and the accuracy at the floor."""
+        return {
+            (index, kind): [
+                {}
+                if limit is None
+                else {
+                    "floor_nmse": float(limit.floor()),
+                    "limit_ra": float(limit.expected_accuracy()),
+                }
+                for limit in self.information(index, kind)
+            ]
+            for index in range(len(self.captures.captures))
+            for kind in KINDS
+        }
 
     def _missing_knowledge(self, attack: Attack) -> str:
         missing = [need for need in attack.needs if need not in self.prior.grants]

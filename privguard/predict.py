@@ -195,12 +195,13 @@ def render(prediction: Prediction) -> str:
 
 
 def _information(audits: Sequence[Audit], channel: Channel) -> list[RecordInformation]:
-    found = [
-        audit.information(index, channel)
+    return [
+        information
         for audit in audits
         for index in range(len(audit.captures.captures))
+        for information in audit.information(index, channel=channel)
+        if information is not None
     ]
-    return [information for information in found if information is not None]
 
 
 def _blind_accuracy(audit: Audit) -> float:

@@ -48,7 +48,7 @@ def test_clipping_needs_less_noise(hopper: Prediction) -> None:
 def test_scaled_information_is_that_of_the_noise() -> None:
     cell, captures = fresh_captures("hopper", "default", 1, seed=1)
     audit = Audit.prepare(cell, captures, Knowledge())
-    unit, small = (audit.information(0, Channel(noise_std=std)) for std in (1.0, 0.1))
+    unit, small = (audit.information(0, channel=Channel(noise_std=std))[0] for std in (1.0, 0.1))
     assert unit is not None
     assert small is not None
     torch.testing.assert_close(unit.floor(100.0), small.floor(), rtol=1e-3, atol=1e-9)
