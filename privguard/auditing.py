@@ -96,7 +96,7 @@ class Audit:
         batch_size = 0
         for index, capture in enumerate(self.captures.captures):
             releases = [r for r in capture.releases[kind] if r.truth.batch_size > 0]
-            observations = [self._observe(capture, release, kind) for release in releases]
+            observations = [self.observe(capture, release, kind) for release in releases]
             if not observations:
                 continue
             batch_size = _nominal_batch_size(self.cell, releases[0], kind)
@@ -159,7 +159,7 @@ class Audit:
         """
         capture = self.captures.captures[index]
         releases = [r for r in capture.releases[kind] if r.truth.batch_size > 0]
-        observations = [self._observe(capture, release, kind) for release in releases]
+        observations = [self.observe(capture, release, kind) for release in releases]
         if channel is not None:
             observations = [replace(o, channel=channel) for o in observations]
         found: list[RecordInformation | None] = [None] * len(releases)
@@ -204,7 +204,7 @@ class Audit:
             return ""
         return f"needs {' and '.join(missing)}; the adversary's knowledge: {self.knowledge.label}"
 
-    def _observe(self, capture: Capture, release: Release, kind: ReleaseKind) -> Observation:
+    def observe(self, capture: Capture, release: Release, kind: ReleaseKind) -> Observation:
         """The release as the adversary sees it: the agent holds the weights of that moment."""
         self.agent.weights.copy_(capture.weights)
         self.agent.target_weights.copy_(capture.target_weights)

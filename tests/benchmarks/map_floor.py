@@ -1,0 +1,112 @@
+"""How near ``map`` comes to the Bayesian floor under Gaussian noise.
+
+    python tests/benchmarks/map_floor.py [--env hopper] [--rounds 2000] [--targets 50]
+
+Attacks clean probes of an untrained federation and of one trained for some rounds, with noise added
+to the same gradients, and prints medians and means over targets beside the prior-only error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from attacks.bounds import record_information
+from attacks.channel import Channel
+from attacks.observation import Observation
+from attacks.prior import Prior
+from attacks.registry import get_attack
+from attacks.scores import score
+from privguard.auditing import Audit
+from privguard.environments import environment_spec
+from privguard.knowledge import Knowledge
+from privguard.seeding import torch_generator
+from privguard.spec import CellSpec, agent_settings, budget
+from privguard.training import CellTraining
+
+STDS = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def audit(env: str, rounds: int, targets: int) -> Audit:
+    """An undefended federation with about ``targets`` probes at its first and at its last round."""
+    smoke = budget("smoke", env).model_copy(
+        update={
+            "rounds": rounds,
+            "warmup_steps": 1000,
+            "evaluations": 1,
+            "captures": (0.0, 1.0),
+            "probe_draws": -(-targets // 4),
+        }
+    )
+    cell = CellSpec(env=env, budget=smoke, agent=agent_settings(environment_spec(env), None))
+    training = CellTraining(cell)
+    training.run()
+    training.close()
+    return Audit.prepare(cell, training.captures, Knowledge())
+
+
+def noisy(observations: list[Observation], std: float) -> list[Observation]:
+    """The same gradients with noise; the server knows its law."""
+    generator = torch_generator(0, "noise", int(1e6 * std))
+    return [
+        dataclasses.replace(
+            o,
+            gradient={
+                name: g + std * torch.randn(g.shape, generator=generator)
+                for name, g in o.gradient.items()
+            },
+            channel=Channel(noise_std=std),
+        )
+        for o in observations
+    ]
+
+
+def main(
+    env: Annotated[str, typer.Option(help="Environment.")] = "hopper",
+    rounds: Annotated[int, typer.Option(help="Rounds of the trained federation.")] = 2000,
+    targets: Annotated[int, typer.Option(help="Probes at each moment.")] = 50,
+) -> None:
+    """Prints one line a noise level and moment."""
+    torch.set_num_threads(1)
+    ready = audit(env, rounds, targets)
+    assert ready.captures.reference is not None
+    population = Prior.fit(ready.captures.reference, template=ready.template)
+    print(f"{env}: medians over probes of batch 1, {ready.prior.samples} prior samples")
+    print(
+        f"{'networks':<12}{'std':>7}{'floor':>10}{'map':>10}{'ratio':>7}{'prior':>8}"
+        f"{'mean floor':>12}{'mean map':>10}{'s/target':>10}"
+    )
+    for index, capture in enumerate(ready.captures.captures):
+        probes = capture.releases["probe"][:targets]
+        clean = [ready.observe(capture, probe, "probe") for probe in probes]
+        truth = [probe.truth for probe in probes]
+        for std in STDS:
+            observations = noisy(clean, std)
+            information = record_information(observations, truth, population)
+            assert information is not None
+            floor = information.floor().numpy()
+            started = time.process_time()
+            answers = get_attack("map").reconstruct_many(observations, prior=ready.prior, seed=0)
+            seconds = (time.process_time() - started) / len(truth)
+            scores = [
+                score(a, z, ready.prior, ready.reference)
+                for a, z in zip(answers, truth, strict=True)
+            ]
+            error = np.array([s["nmse"] for s in scores])
+            blind = np.array([s["nmse_prior"] for s in scores])
+            print(
+                f"{'untrained' if index == 0 else f'{rounds} rounds':<12}{std:>7g}"
+                f"{np.median(floor):>10.2g}{np.median(error):>10.2g}"
+                f"{np.median(error) / np.median(floor):>7.2f}{np.median(blind):>8.2f}"
+                f"{floor.mean():>12.2g}{error.mean():>10.2g}{seconds:>10.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)
