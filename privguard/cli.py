@@ -111,7 +111,8 @@ def sweep(
 
     Running the same command again resumes: what is finished is not computed twice.
     """
-    from privguard.commands import make_spec, sweep_command
+    from privguard.commands import sweep_command
+    from privguard.options import make_spec
 
     spec = make_spec(
         spec_file=spec_file,
@@ -184,7 +185,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Returns of the policies that every trained one must beat."""
-    from privguard.commands import evaluate_command
+    from privguard.queries import evaluate_command
 
     evaluate_command(env, obs, policy, episodes, seed, as_json)
 
@@ -194,7 +195,7 @@ def report(
     directory: Annotated[Path, typer.Argument(help="Directory of a run.")],
 ) -> None:
     """Draw the frontier of what is finished: figures, CSV, summary and page."""
-    from privguard.commands import report_command
+    from privguard.queries import report_command
 
     report_command(directory)
 
@@ -209,7 +210,7 @@ def recommend(
     as_json: JsonOption = False,
 ) -> None:
     """Choose the defence and level to deploy, with reasons, or say what came nearest."""
-    from privguard.commands import recommend_command
+    from privguard.queries import recommend_command
 
     recommend_command(directory, max_leakage, max_reward_loss, as_json)
 
@@ -234,7 +235,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Limits of every attack against Gaussian noise, in seconds, without training."""
-    from privguard.commands import predict_command
+    from privguard.queries import predict_command
 
     predict_command(env, obs, batch_size, share, clip, run, seed, as_json)
 
@@ -246,7 +247,7 @@ def check(
     ],
 ) -> None:
     """Run the conformance suite on an attack or a defence, ours or your own."""
-    from privguard.commands import check_command
+    from privguard.queries import check_command
 
     raise typer.Exit(check_command(plugin))
 

@@ -163,9 +163,9 @@ def _measured(
             axes.annotate(
                 short_number(round(mean, 2)),
                 (level, y),
-                xytext=(-6, -3),
+                xytext=(0, 6),
                 textcoords="offset points",
-                ha="right",
+                ha="center",
                 fontsize=8,
                 color=GREY,
             )

@@ -10,9 +10,9 @@ import torch
 from attacks import Transitions, get_attack
 from privguard.auditing import Audit, granted_prior
 from privguard.captures import CellCaptures
-from privguard.commands import default_attacks
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge, chosen_knowledge
+from privguard.options import default_attacks
 from privguard.records import AttackRecord
 from privguard.spec import CellSpec
 from privguard.training import CellTraining

@@ -1,0 +1,166 @@
+"""From what the user typed to checked specifications, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast, get_args
+
+from pydantic import ValidationError
+
+from privguard.catalogue import nearest
+from privguard.environments import environment_spec
+from privguard.errors import BadInput
+from privguard.knowledge import Knowledge, chosen_knowledge
+from privguard.spec import BudgetName, SweepSpec, budget
+
+
+def make_spec(
+    *,
+    spec_file: Path | None,
+    env: str,
+    observation: str,
+    defenses: Sequence[str],
+    attacks: Sequence[str],
+    seeds: int | None,
+    clients: int,
+    batch_size: int | None,
+    probe_batch_size: int,
+    budget_name: str,
+    knowledge: str,
+    prior_fraction: float | None,
+) -> SweepSpec:
+    """The sweep that the options, or the file, describe; everything is checked before it starts.
+
+    Raises:
+        BadInput: one line that names the option, the value and what is allowed.
+    """
+    if spec_file is not None:
+        spec = _read_spec(spec_file)
+    else:
+        if not env:
+            raise BadInput("--env is missing (see `privguard list`)")
+        environment_spec(env)
+        positive("--clients", clients)
+        positive("--probe-batch-size", probe_batch_size)
+        for option, value in (("--seeds", seeds), ("--batch-size", batch_size)):
+            if value is not None:
+                positive(option, value)
+        name = budget_by_name(budget_name)
+        granted = chosen_knowledge(knowledge, prior_fraction)
+        with plugins():
+            from privguard.grids import chosen_grids
+
+            grids = chosen_grids(defenses, clients)
+        spec = SweepSpec(
+            env=env,
+            observation=observation,
+            defenses=tuple(grids),
+            attacks=tuple(dict.fromkeys(attacks)) or default_attacks(granted),
+            seeds=seeds if seeds is not None else budget(name, env).seeds,
+            clients=clients,
+            batch_size=batch_size,
+            probe_batch_size=probe_batch_size,
+            budget=name,
+            knowledge=granted,
+        )
+    check_spec(spec)
+    return spec
+
+
+def check_spec(spec: SweepSpec) -> None:
+    """Finds what a worker would only find hours later: names, levels, observations, clients.
+
+    Raises:
+        BadInput: the first thing that is wrong.
+    """
+    import torch
+
+    import defenses
+    from attacks.registry import get_attack
+    from privguard.environments import make_environment
+    from privguard.spec import defense_text
+
+    make_environment(spec.env, spec.observation).close()
+    check_knowledge(spec)
+    with plugins():
+        for name in spec.attacks:
+            get_attack(name)
+        for grid in spec.defenses:
+            for level in grid.levels or (None,):
+                defense = defenses.parse(defense_text(grid.template, level))
+                defense.bind(
+                    torch.nn.Linear(2, 1),
+                    clients=spec.clients,
+                    batch_size=1,
+                    generator=torch.Generator(),
+                ).close()
+
+
+def check_knowledge(spec: SweepSpec) -> None:
+    """Whether the adversary of ``spec`` can exist.
+
+    Raises:
+        BadInput: it is granted a simulator that the environment does not have.
+    """
+    if spec.knowledge.kind == "simulator":
+        from privguard.simulators import make_simulator
+
+        make_simulator(spec.env, spec.observation)
+
+
+def default_attacks(knowledge: Knowledge) -> tuple[str, ...]:
+    """Every attack that ships, but none that stands in for one that can run, and no ensemble."""
+    from attacks.registry import available_attacks
+
+    known = available_attacks()
+    runs = {name for name, attack in known.items() if set(attack.needs) <= knowledge.grants}
+    return tuple(
+        name
+        for name, attack in known.items()
+        if attack.instead_of not in runs and not attack.ensemble
+    )
+
+
+def budget_by_name(name: str) -> BudgetName:
+    """The budget's name, checked."""
+    allowed = list(get_args(BudgetName))
+    if name not in allowed:
+        raise BadInput(
+            f"--budget {name}: unknown{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
+        )
+    return cast(BudgetName, name)
+
+
+def _read_spec(path: Path) -> SweepSpec:
+    try:
+        return SweepSpec.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"--spec {path}: cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"--spec {path}: {where}: {first['msg']}") from None
+
+
+def positive(option: str, value: int) -> None:
+    """Refuses numbers below one in the option's name."""
+    if value < 1:
+        raise BadInput(f"{option} {value}: must be 1 or more")
+
+
+@contextmanager
+def plugins() -> Iterator[None]:
+    """Turns what the two libraries say of a name or a level into bad input of ours."""
+    from attacks.registry import UnknownAttack
+    from defenses.registry import DefenseError
+
+    try:
+        yield
+    except UnknownAttack as error:
+        raise BadInput(f"--attack: {error}") from None
+    except DefenseError as error:
+        raise BadInput(f"--defense: {error}") from None
+    except ModuleNotFoundError as error:
+        raise BadInput(f"no module named {error.name!r}; is it installed?") from None
