@@ -275,10 +275,25 @@ def _updated(record: str) -> str:
     return json.dumps(fields | {"knowledge": f"{counted[1]})", "prior_samples": int(counted[2])})
 
 
+_REPORT = re.compile(
+    r"(frontier\.(csv|png|pdf|svg)|(frontier_deployed|leakage|levels|training)\.png"
+    r"|summary\.md|index\.html)"
+)
+"""What a report writes: a run may start where only an earlier run's report lies."""
+
+
 def _foreign(directory: Path) -> bool:
-    return any(
-        entry.name not in {".lock", ".gitignore", "README.md"} for entry in directory.iterdir()
-    )
+    harmless = {".lock", ".gitignore", "README.md"}
+    entries = [entry for entry in directory.iterdir() if entry.name not in harmless]
+    if all(_REPORT.fullmatch(entry.name) for entry in entries):
+        return bool(entries) and not _is_report(directory)
+    return True
+
+
+def _is_report(directory: Path) -> bool:
+    """Whether the directory's table has our header, so that its files are ours to refresh."""
+    table = directory / "frontier.csv"
+    return table.is_file() and table.read_bytes().startswith(b"env,defense,level,epsilon,delta,")
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from privguard.records import AttackRecord, CellRecord
+from privguard.reporting.report import write_report
 from privguard.spec import DefenseGrid, SweepSpec
 from privguard.store import RunFiles, Store, StoreError
 
@@ -130,6 +131,16 @@ def test_a_foreign_directory_or_database_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StoreError, match="not a privguard database"):
         Store.create(other)
+
+
+def test_a_run_may_start_where_only_a_report_lies(tmp_path: Path) -> None:
+    write_report(tmp_path, [], [], command="privguard sweep --env ant")
+    Store.create(tmp_path).close()
+    page = tmp_path / "other"
+    page.mkdir()
+    (page / "index.html").write_text("somebody's home page")
+    with pytest.raises(StoreError, match="no privguard run"):
+        Store.create(page)
 
 
 def test_a_directory_that_cannot_be_is_one_line(tmp_path: Path) -> None:
