@@ -57,7 +57,7 @@ def make_spec(
             env=env,
             observation=observation,
             defenses=tuple(grids),
-            attacks=tuple(dict.fromkeys(attacks)) or default_attacks(granted),
+            attacks=tuple(dict.fromkeys(attacks)) or default_attacks(granted, name),
             seeds=seeds if seeds is not None else budget(name, env).seeds,
             clients=clients,
             batch_size=batch_size,
@@ -110,8 +110,15 @@ def check_knowledge(spec: SweepSpec) -> None:
         make_simulator(spec.env, spec.observation)
 
 
-def default_attacks(knowledge: Knowledge) -> tuple[str, ...]:
-    """Every attack that ships, but none that stands in for one that can run, and no ensemble."""
+SMOKE_ATTACKS = ("analytic", "rgia", "rgia-zero")
+"""Enough to see the command work within minutes."""
+
+
+def default_attacks(knowledge: Knowledge, budget_name: BudgetName = "quick") -> tuple[str, ...]:
+    """Every attack that ships, but none that stands in for one that can run, and no ensemble.
+
+    The smoke budget gets the quick ones alone.
+    """
     from attacks.registry import available_attacks
 
     known = available_attacks()
@@ -119,7 +126,9 @@ def default_attacks(knowledge: Knowledge) -> tuple[str, ...]:
     return tuple(
         name
         for name, attack in known.items()
-        if attack.instead_of not in runs and not attack.ensemble
+        if attack.instead_of not in runs
+        and not attack.ensemble
+        and (budget_name != "smoke" or name in SMOKE_ATTACKS)
     )
 
 

@@ -91,7 +91,7 @@ class Budget(Specification):
 
 
 BUDGETS: dict[BudgetName, str] = {
-    "smoke": "seconds a cell: to try the command; its policies have learnt nothing",
+    "smoke": "seconds a cell and two attacks: to try the command; its policies have learnt nothing",
     "quick": "the shortest in which an undefended agent really learns: one to six minutes a cell",
     "standard": "three times quick",
     "full": "a million rounds a cell: for a cluster",
@@ -121,7 +121,7 @@ def budget(name: BudgetName, env: str) -> Budget:
             evaluations=2,
             final_evaluations=1,
             episodes=1,
-            captures=(0.0, 1.0),
+            captures=(1.0,),
             probe_draws=1,
             seeds=1,
         )
