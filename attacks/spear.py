@@ -6,8 +6,7 @@ output gradients, about 2^b samples for b records. Three things are different he
 - Where each record uses one output of a linear head, as in critics and Q-networks, the last hidden
   layer's output gradients are known factors times zeros and ones: ``unmixing`` looks for those.
 - The search is Douglas-Rachford splitting (``binary_factors``, ``sparse_factors``), not sampling:
-  16 records take hundredths of a second and 64 records a few tenths where a layer of 256 units
-  gave its gradient.
+  ``tests/benchmarks/spear_batches.py`` prints how fast and how exact it is by batch size.
 - LayerNorm before the ReLU makes output gradients dense, and is no defence: they stay in a known
   subspace of 2 b + 1 dimensions. The limit is about b = m / 4 records for m units with LayerNorm
   and b = 3 m / 8 without.
