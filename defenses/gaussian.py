@@ -18,7 +18,7 @@ from defenses.stages import Payload
     "gaussian",
     stage="transform",
     level="variance",
-    grid=(1e-5, 1e-1, 10.0, 1000.0),
+    grid=(1e-5, 1e-3, 1e-1, 10.0),
     minimum=0.0,
     private_end="high",
     summary="adds N(0, variance) to every coordinate of each client's mean gradient",

@@ -11,6 +11,7 @@ from privguard.errors import BadInput
 
 if TYPE_CHECKING:
     import gymnasium as gym
+    import numpy as np
 
 AgentName = Literal["td3", "dqn"]
 
@@ -32,6 +33,11 @@ class EnvironmentSpec:
     """Other observations on offer: name -> keyword arguments that replace ``options``."""
     one_hot: bool = False
     """Discrete observations become one-hot vectors (float32)."""
+    centre: tuple[float, ...] = ()
+    """Subtracted from the first numbers of an observation; the rest is left as it is."""
+    unit: tuple[float, ...] = ()
+    """What the first numbers are divided by. Both are public constants, the mean and the spread
+    under random actions: nothing of a client is in them."""
 
 
 ENVIRONMENTS: dict[str, EnvironmentSpec] = {
@@ -45,6 +51,9 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
             "reward_forward",
             options={"include_cfrc_ext_in_observation": False},
             observations={"contact": {"include_cfrc_ext_in_observation": True}},
+            # Height, orientation, hips and ankles; then their velocities.
+            centre=(0.46, 0, 0, 0, 0, 0, 0.87, 0, -0.87, 0, -0.87, 0, 0.87),
+            unit=(0.22, *[0.44] * 4, *[0.41, 0.28] * 4, *[0.64] * 3, *[1.5] * 3, *[4.3] * 8),
         ),
         EnvironmentSpec("halfcheetah", "HalfCheetah-v5", "td3", "MuJoCo runner", "reward_forward"),
         EnvironmentSpec("hopper", "Hopper-v5", "td3", "MuJoCo one-legged hopper", "reward_forward"),
@@ -102,11 +111,29 @@ def make_environment(name: str, observation: str = "default") -> gym.Env:
         env = gym.wrappers.FlattenObservation(env)
     space = env.observation_space
     if isinstance(space, gym.spaces.Box) and space.dtype in (np.float64, np.int64):
+        centre, unit = observation_scale(spec, space.shape)
         single = gym.spaces.Box(
-            space.low.astype(np.float32), space.high.astype(np.float32), space.shape, np.float32
+            ((space.low - centre) / unit).astype(np.float32),
+            ((space.high - centre) / unit).astype(np.float32),
+            space.shape,
+            np.float32,
         )
-        return gym.wrappers.TransformObservation(env, lambda x: x.astype(np.float32), single)
+        return gym.wrappers.TransformObservation(
+            env, lambda x: ((x - centre) / unit).astype(np.float32), single
+        )
     return env
+
+
+def observation_scale(
+    spec: EnvironmentSpec, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is subtracted from an observation of this shape, and what it is then divided by."""
+    import numpy as np
+
+    centre, unit = np.zeros(shape), np.ones(shape)
+    centre[: len(spec.centre)] = spec.centre
+    unit[: len(spec.unit)] = spec.unit
+    return centre, unit
 
 
 def _silence_mujoco() -> None:

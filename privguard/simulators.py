@@ -29,7 +29,7 @@ from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from torch import Tensor
 
 from attacks.prior import Simulator
-from privguard.environments import make_environment
+from privguard.environments import environment_spec, make_environment, observation_scale
 from privguard.errors import BadInput
 
 _BROKEN = [
@@ -67,7 +67,9 @@ def find_simulator(env: str, observation: str = "default") -> Simulator | None:
     """
     made = make_environment(env, observation).unwrapped
     if isinstance(made, MujocoEnv):
-        return _MujocoSimulator(made)
+        assert made.observation_space.shape is not None
+        scale = observation_scale(environment_spec(env), made.observation_space.shape)
+        return _MujocoSimulator(made, *scale)
     if isinstance(made, FrozenLakeEnv):
         return _FrozenLakeSimulator(made)
     made.close()
@@ -77,8 +79,9 @@ def find_simulator(env: str, observation: str = "default") -> Simulator | None:
 class _MujocoSimulator:
     """Observations [qpos without the skipped ones, qvel, ...] of Gymnasium's v5 environments."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, centre: np.ndarray, unit: np.ndarray) -> None:
         self._env = env
+        self._centre, self._unit = centre, unit
         self._skipped: int = env.observation_structure["skipped_qpos"]
         model = env.model
         free = model.jnt_type == mujoco.mjtJoint.mjJNT_FREE
@@ -91,9 +94,9 @@ class _MujocoSimulator:
         rewards = np.full(len(states), np.nan)
         for row, (s, a) in enumerate(zip(states, actions, strict=True)):
             if np.isfinite(s).all() and np.isfinite(a).all():
-                after[row], rewards[row] = self._step(s, a)
+                after[row], rewards[row] = self._step(self._centre + self._unit * s, a)
         return (
-            torch.from_numpy(after).reshape(state.shape).to(state),
+            torch.from_numpy((after - self._centre) / self._unit).reshape(state.shape).to(state),
             torch.from_numpy(rewards).to(state),
         )
 

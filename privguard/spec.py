@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from privguard.environments import EnvironmentSpec, environment_spec
 from privguard.knowledge import DEFAULT_FRACTION, Knowledge
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the same specification would give other numbers than before."""
 
 BudgetName = Literal["smoke", "quick", "standard", "full"]
@@ -82,6 +82,8 @@ class Budget(Specification):
     """How many of the last evaluations make the cell's utility."""
     episodes: Positive
     """Greedy episodes of each evaluation."""
+    baseline_episodes: Positive
+    """Episodes of the random and of the zero-action policy."""
     captures: tuple[float, ...]
     """Shares of the rounds at which releases are captured; 0 is the first round, 1 the last."""
     probe_draws: Positive
@@ -98,7 +100,7 @@ BUDGETS: dict[BudgetName, str] = {
 }
 
 _QUICK_ROUNDS = {
-    "ant": 80_000,
+    "ant": 60_000,
     "halfcheetah": 20_000,
     "hopper": 30_000,
     "walker2d": 40_000,
@@ -121,6 +123,7 @@ def budget(name: BudgetName, env: str) -> Budget:
             evaluations=2,
             final_evaluations=1,
             episodes=1,
+            baseline_episodes=2,
             captures=(1.0,),
             probe_draws=1,
             seeds=1,
@@ -137,6 +140,7 @@ def budget(name: BudgetName, env: str) -> Budget:
         evaluations=20,
         final_evaluations=3,
         episodes=5,
+        baseline_episodes=10,
         captures=(0.0, 0.5, 1.0),
         probe_draws=2,
         seeds=3,
@@ -184,10 +188,8 @@ class CellSpec(Specification):
 
 
 _RECIPES: dict[str, TD3Settings] = {
-    # Ant's policy stumbles at the larger steps that suit the runners.
-    "ant": TD3Settings(
-        batch_size=32, critic_learning_rate=6e-4, actor_learning_rate=3e-4, decay_from=0.3
-    ),
+    # Half the data a round at no loss of return, and an earlier fall of the rates for its gait.
+    "ant": TD3Settings(batch_size=32, decay_from=0.3),
 }
 """Recipes that differ from their agent's own."""
 

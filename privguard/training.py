@@ -26,7 +26,6 @@ from privguard.spec import CellSpec
 
 _CHECK_EVERY = 100
 """Rounds between two looks at the clock and at the weights' finiteness."""
-_BASELINE_EPISODES = 10
 _REFERENCE_SIZE = 4096
 _PRIOR_BYTES = 64 * 2**20
 """Most that a capture spends on the adversary's samples beyond the default share."""
@@ -97,8 +96,9 @@ class CellTraining:
     def baselines(self) -> tuple[float, float]:
         """Mean returns of the random and of the zero-action policy."""
         envs, seed = self.evaluation_envs, self.cell.seed
+        episodes = self.cell.budget.baseline_episodes
         random, zero = (
-            float(np.mean(baseline_returns(envs, seed, policy, _BASELINE_EPISODES)[0]))
+            float(np.mean(baseline_returns(envs, seed, policy, episodes)[0]))
             for policy in ("random", "zero")
         )
         return random, zero

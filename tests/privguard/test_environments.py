@@ -50,3 +50,19 @@ def test_mujoco_leaves_no_log_behind(tmp_path, monkeypatch, capfd) -> None:
     make_environment("halfcheetah").close()
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("observation", ["default", "contact"])
+def test_ants_public_scale_keeps_its_numbers_alike(observation: str) -> None:
+    env = make_environment("ant", observation)
+    rng = np.random.default_rng(0)
+    states = [env.reset(seed=0)[0]]
+    for _ in range(500):
+        action = rng.uniform(-1, 1, 8).astype(np.float32)
+        state, _, terminated, truncated, _ = env.step(action)
+        states.append(env.reset()[0] if terminated or truncated else state)
+    spread = np.std(states, axis=0)[:27]
+    assert spread.min() > 0.2
+    assert spread.max() < 2.5
+    assert env.observation_space.contains(states[-1])
+    env.close()

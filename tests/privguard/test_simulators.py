@@ -104,7 +104,7 @@ def test_what_cannot_be_stepped_is_unknown_and_touches_no_other_row() -> None:
 def test_a_scaled_quaternion_is_the_same_orientation() -> None:
     z = play("ant", steps=5)
     state = z.state.clone()
-    state[:, 1:5] *= 3
+    state[:, 1:5] *= 3  # the quaternion: not centred, one unit
     simulator = make_simulator("ant")
     torch.testing.assert_close(
         simulator(state, z.action)[0], simulator(z.state, z.action)[0], rtol=0, atol=1e-5
