@@ -15,8 +15,8 @@ from privguard.captures import CellCaptures
 from privguard.grids import swept_stage
 from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
+from privguard.run_files import RunFiles
 from privguard.spec import CellSpec
-from privguard.store import RunFiles
 from privguard.training import CellTraining, Checkpoint, Progress
 
 _VERSIONED = ("privguard", "torch", "opacus", "gymnasium", "mujoco", "ale-py", "numpy")

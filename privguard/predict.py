@@ -20,8 +20,8 @@ from privguard.auditing import Audit
 from privguard.captures import CellCaptures
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge
+from privguard.run_files import RunFiles
 from privguard.spec import CellSpec, agent_settings, budget
-from privguard.store import RunFiles
 from privguard.training import CellTraining
 
 NOISE = tuple(float(x) for x in 10.0 ** np.arange(-4, 3.01, 0.5))

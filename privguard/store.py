@@ -1,7 +1,6 @@
-"""A run's directory: SQLite records, safetensors captures and checkpoints, and its lock.
+"""A run's directory: its SQLite records and its lock. Tensors lie beside them (``run_files``).
 
-The only module that touches the files of a run. Records are committed one by one (write-ahead log),
-tensors are written to a temporary name and renamed, so a killed run leaves nothing half-written.
+Records are committed one by one (write-ahead log), so a killed run leaves nothing half-written.
 """
 
 from __future__ import annotations
@@ -14,16 +13,13 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
-from privguard.errors import BadInput
 from privguard.records import AttackRecord, CellRecord
+from privguard.run_files import RunFiles, StoreError
 from privguard.spec import SweepSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _APPLICATION_ID = 0x70766764
 """Marks an SQLite file as ours ("pvgd"), so that a foreign database is never written to."""
@@ -46,70 +42,6 @@ _READABLE = (1, _SCHEMA_VERSION)
 holds the lock: a sweep of an older version may be writing to it."""
 _COUNTED = re.compile(r"(samples \([^,]*), n=(\d+)\)")
 """Version 1 wrote the number of samples into the knowledge's text."""
-
-
-class StoreError(BadInput):
-    """The run's directory cannot be used as asked; the message is one line for the user."""
-
-
-class RunFiles:
-    """The tensor files of a run, safe to use from worker processes (each writes its own cells)."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def save_captures(self, key: str, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        """Writes a finished cell's captures."""
-        _save(self._captures(key), tensors, plain)
-
-    def load_captures(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Reads them back.
-
-        Raises:
-            StoreError: missing or damaged.
-        """
-        return _load(self._captures(key))
-
-    def captured_shapes(self, key: str) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
-        """Shapes and plain data alone of a cell's captures: cheap.
-
-        Raises:
-            StoreError: missing or damaged.
-        """
-        with _reading(self._captures(key)) as file:
-            names = file.keys()
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            return shapes, _plain(file)
-
-    def has_captures(self, key: str) -> bool:
-        """Whether the cell's captures were written."""
-        return self._captures(key).exists()
-
-    def save_checkpoint(self, key: str, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        """Replaces a running cell's checkpoint."""
-        _save(self._checkpoint(key), tensors, plain)
-
-    def load_checkpoint(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The running cell's checkpoint, None if there is none or it is damaged (start afresh)."""
-        path = self._checkpoint(key)
-        return _load(path) if path.exists() else None
-
-    def drop_checkpoint(self, key: str) -> None:
-        """Removes a finished cell's checkpoint."""
-        self._checkpoint(key).unlink(missing_ok=True)
-
-    def log_failure(self, key: str, text: str) -> Path:
-        """Keeps the traceback of a failed cell; returns where."""
-        path = self.directory / "failures" / f"{key}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    def _captures(self, key: str) -> Path:
-        return self.directory / "captures" / f"{key}.safetensors"
-
-    def _checkpoint(self, key: str) -> Path:
-        return self.directory / "checkpoints" / f"{key}.safetensors"
 
 
 class Store:
@@ -325,41 +257,3 @@ def _parse(model: Any, text: str, directory: Path) -> Any:
             f"{directory}: a {model.__name__} is damaged or of another version "
             f"({error.errors()[0]['msg']})"
         ) from None
-
-
-def _save(path: Path, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        temporary,
-        metadata={"plain": json.dumps(plain)},
-    )
-    temporary.replace(path)
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with _reading(path) as file:
-        # NumPy-style keys() is what safetensors offers; the handle itself cannot be iterated.
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, _plain(file)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[Any]:
-    """An open tensor file; what goes wrong with it becomes one line for the user."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise StoreError(
-            f"{path}: is missing or damaged ({error}); delete it and run the sweep again"
-        ) from None
-
-
-def _plain(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {})["plain"])

@@ -9,8 +9,9 @@ import torch
 
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.report import write_report
+from privguard.run_files import RunFiles, StoreError
 from privguard.spec import DefenseGrid, SweepSpec
-from privguard.store import RunFiles, Store, StoreError
+from privguard.store import Store
 
 SPEC = SweepSpec(
     env="hopper", defenses=(DefenseGrid(template="none", levels=()),), attacks=("rgia",), seeds=1
