@@ -59,6 +59,7 @@ IN_PLACE: Mapping[OpOverload, Callable[..., Tensor]] = {
 SCALING = (torch.mul, torch.div)
 
 
+@functools.cache
 def repeatable(operator: OpOverload) -> bool:
     """Whether calling it again does the same: no random numbers, nothing decided by numbers."""
     return not UNREPEATABLE & set(operator.tags)

@@ -71,6 +71,7 @@ def match(
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(restarts * size, codec.width, generator=generator, dtype=like.dtype)
     fakes = draws.to(like.device).repeat(len(observations), 1).requires_grad_(True)
+    elsewhere = torch.randn(fakes.shape, generator=generator, dtype=like.dtype).to(like.device)
     adam = _Adam(fakes)
     best = fakes.detach().clone().reshape(len(observations) * restarts, -1)
     best_value = torch.full((len(observations) * restarts,), math.inf, device=like.device).to(like)
@@ -82,7 +83,8 @@ def match(
 
     with choose_gradients(observations, restarts) as gradients:
         for kind, steps in phases:
-            evaluate = _fastest(_Objective(gradients, codec, kind, penalty, size), fakes, steps)
+            objective = _Objective(gradients, codec, kind, penalty, size)
+            evaluate = _fastest(objective, fakes, elsewhere, len(steps))
             best_value.fill_(math.inf)  # values of two distances do not compare
             with torch.inference_mode():
                 for step in steps:
@@ -120,11 +122,11 @@ class _Objective:
 
 
 def _fastest(
-    objective: _Objective, rows: Tensor, steps: Sequence[int]
+    objective: _Objective, rows: Tensor, elsewhere: Tensor, evaluations: int
 ) -> Callable[[], Sequence[Tensor]]:
-    """The objective at what ``rows`` hold when it is called."""
-    if len(steps) >= WORTH_RECORDING:
-        replay = record(objective, rows, elsewhere=-rows.detach())
+    """The objective at what ``rows`` hold when it is called; ``elsewhere`` is for ``record``."""
+    if evaluations >= WORTH_RECORDING:
+        replay = record(objective, rows, elsewhere)
         if replay is not None:
             return replay
 
