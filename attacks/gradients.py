@@ -117,6 +117,12 @@ class DenseGradients:
         self._masked = observations[0].channel.zeroed
         flat = torch.stack([o.flat_gradient() for o in observations]).detach()
         self.target_square = flat.square().sum(dim=1).repeat_interleave(restarts)
+        like = flat.new_ones
+        modules = [layer.module for layer in layers]
+        self._input_layers = torch.block_diag(*(like(m.in_features, 1) for m in modules))
+        self._delta_layers = torch.block_diag(*(like(m.out_features, 1) for m in modules))
+        self._with_weight = flat.new_tensor([float(layer.weight is not None) for layer in layers])
+        self._with_bias = flat.new_tensor([float(layer.bias is not None) for layer in layers])
         self._hooks = LinearCalls([layer.module for layer in layers])
 
     def __enter__(self) -> DenseGradients:
@@ -140,29 +146,43 @@ class DenseGradients:
         seen = {module: (x, out) for module, x, out in self._hooks.calls}
         outputs = [seen[layer.module][1] for layer in self._layers]
         deltas = torch.autograd.grad(loss, outputs, create_graph=True)
-        terms = self._formed_terms if self._masked else self._gram_terms
+        inputs = [seen[layer.module][0] for layer in self._layers]
+        if not self._masked:
+            return self._gram_terms(inputs, deltas)
         parts = [
-            terms(layer, seen[layer.module][0], d)
-            for layer, d in zip(self._layers, deltas, strict=True)
+            self._formed_terms(*call) for call in zip(self._layers, inputs, deltas, strict=True)
         ]
         dots, squares = zip(*parts, strict=True)
         return torch.stack(dots).sum(dim=0), torch.stack(squares).sum(dim=0)
 
-    def _gram_terms(self, layer: LinearLayer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's part of both sums; x (G b, n), d (G b, m)."""
+    def _gram_terms(
+        self, inputs: Sequence[Tensor], deltas: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Both sums from each layer's inputs (G b, n) and deltas (G b, m)."""
         groups, size = self._targets * self._restarts, self._observation.batch_size
-        per_target = d.reshape(self._targets, -1, d.shape[1])
-        dots, grams = [], []
-        if layer.weight is not None:
-            projected = torch.bmm(per_target, self._received[layer.weight]).reshape(x.shape)
-            dots.append((projected * x).sum(dim=1))
-            grams.append(_row_products(x, groups))
-        if layer.bias is not None:
-            bias = self._received[layer.bias][:, :, None]
-            dots.append(torch.bmm(per_target, bias).reshape(-1))
-            grams.append(torch.ones_like(grams[0]) if grams else x.new_ones(groups, size, size))
-        square = (_row_products(d, groups) * sum(grams[1:], grams[0])).sum(dim=(1, 2))
-        return sum(dots[1:], dots[0]).reshape(groups, size).sum(dim=1), square
+        projected = [
+            self._projected(layer, x) for layer, x in zip(self._layers, inputs, strict=True)
+        ]
+        # Few operations on long rows: for single records each costs more than what it computes.
+        dot = (torch.cat(projected, dim=1) * torch.cat(list(deltas), dim=1)).sum(dim=1)
+        grams = _row_products(inputs, groups, self._input_layers)
+        grams = grams * self._with_weight[:, None] + self._with_bias[:, None]
+        square = (_row_products(deltas, groups, self._delta_layers) * grams).flatten(1).sum(dim=1)
+        return dot.reshape(groups, size).sum(dim=1), square
+
+    def _projected(self, layer: LinearLayer, x: Tensor) -> Tensor:
+        """G x, the received gradient applied to the layer's inputs: (G b, n) to (G b, m)."""
+        per_target = x.reshape(self._targets, -1, x.shape[1])
+        if layer.bias is None:
+            assert layer.weight is not None
+            out = torch.bmm(per_target, self._received[layer.weight].mT)
+        elif layer.weight is None:
+            bias = self._received[layer.bias][:, None]
+            out = bias.expand(-1, per_target.shape[1], -1)
+        else:
+            bias = self._received[layer.bias][:, None]
+            out = torch.baddbmm(bias, per_target, self._received[layer.weight].mT)
+        return out.reshape(len(x), -1)
 
     def _formed_terms(self, layer: LinearLayer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """The same over surviving coordinates only, which needs the gradients themselves."""
@@ -274,12 +294,16 @@ def probe_transitions(template: Template, rows: int, like: Tensor) -> Transition
     )
 
 
-def _row_products(rows: Tensor, groups: int) -> Tensor:
-    """Inner products of each group's rows: (G b, n) to (G, b, b)."""
-    if len(rows) == groups:  # one record: a plain sum is faster than many tiny products
-        return rows.square().sum(dim=1)[:, None, None]
-    grouped = rows.reshape(groups, -1, rows.shape[1])
-    return torch.bmm(grouped, grouped.mT)
+def _row_products(layers: Sequence[Tensor], groups: int, of_layer: Tensor) -> Tensor:
+    """Inner products of each group's rows in each of L layers: (G b, n) each to (G, L, b b).
+
+    ``of_layer`` (sum of n, L) says which columns of all layers side by side belong to which.
+    """
+    size = len(layers[0]) // groups
+    if size == 1:
+        return (torch.cat(list(layers), dim=1).square() @ of_layer)[:, :, None]
+    grouped = [x.reshape(groups, size, -1) for x in layers]
+    return torch.stack([torch.bmm(x, x.mT).flatten(1) for x in grouped], dim=1)
 
 
 def _surviving(observation: Observation, received: Tensor) -> Tensor | None:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from attacks.attack import Reconstruction
-from attacks.gradients import choose_gradients
+from attacks.gradients import DenseGradients, LoopGradients, choose_gradients
 from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import Prior
+from attacks.replay import record
 from attacks.transitions import Template, Transitions
 
 Distance: TypeAlias = Literal["l2", "cosine"]
 Penalty: TypeAlias = Callable[[Transitions], Tensor]
 """Fake transitions (n rows, relaxed actions) to one penalty for each row (n,)."""
+
+WORTH_RECORDING = 40
+"""Evaluations from which on a recording pays for itself."""
 
 
 def match(
@@ -66,33 +71,91 @@ def match(
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(restarts * size, codec.width, generator=generator, dtype=like.dtype)
     fakes = draws.to(like.device).repeat(len(observations), 1).requires_grad_(True)
-    optimiser = torch.optim.Adam([fakes], lr=learning_rate)
-    best = fakes.detach().clone()
+    elsewhere = torch.randn(fakes.shape, generator=generator, dtype=like.dtype).to(like.device)
+    adam = _Adam(fakes)
+    best = fakes.detach().clone().reshape(len(observations) * restarts, -1)
     best_value = torch.full((len(observations) * restarts,), math.inf, device=like.device).to(like)
+    directions = int(direction_share * iterations)
+    phases: list[tuple[Distance, range]] = [
+        ("cosine", range(directions)),
+        (distance, range(directions, iterations)),
+    ]
 
     with choose_gradients(observations, restarts) as gradients:
-        for step in range(iterations):
-            directions = step < int(direction_share * iterations)
-            if step == int(direction_share * iterations):
-                best_value.fill_(math.inf)  # values of two distances do not compare
-            z = codec.decode(fakes)
-            dot, square = gradients.terms(z)
-            value = _distance(
-                "cosine" if directions else distance, dot, square, gradients.target_square
-            )
-            if penalty is not None:
-                value = value + penalty(z).reshape(-1, size).mean(dim=1)
-            better = value.detach() < best_value
-            best_value = torch.where(better, value.detach(), best_value)
-            best = torch.where(better.repeat_interleave(size)[:, None], fakes.detach(), best)
-            (fakes.grad,) = torch.autograd.grad(value.sum(), [fakes])
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / iterations))
-            optimiser.step()
+        for kind, steps in phases:
+            objective = _Objective(gradients, codec, kind, penalty, size)
+            evaluate = _fastest(objective, fakes, elsewhere, len(steps))
+            best_value.fill_(math.inf)  # values of two distances do not compare
+            with torch.inference_mode():
+                for step in steps:
+                    value, slope = evaluate()
+                    # Of values that differ by rounding alone the last is best: steps get smaller.
+                    better = (value <= best_value + _rounding(like))[:, None]
+                    torch.fmin(value, best_value, out=best_value)
+                    torch.where(better, fakes.view(best.shape), best, out=best)
+                    rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / iterations))
+                    adam.step(slope, rate)
 
     values = best_value.reshape(len(observations), restarts)
     answers = best.reshape(len(observations), restarts, size, codec.width)
     return [_reconstruction(o, codec, answers[t], values[t]) for t, o in enumerate(observations)]
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """Values (G,) of all groups at optimised rows (G b, width), and the slope of their sum."""
+
+    gradients: DenseGradients | LoopGradients
+    codec: _Codec
+    distance: Distance
+    penalty: Penalty | None
+    batch_size: int
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.codec.decode(rows)
+        dot, square = self.gradients.terms(z)
+        value = _distance(self.distance, dot, square, self.gradients.target_square)
+        if self.penalty is not None:
+            value = value + self.penalty(z).reshape(-1, self.batch_size).mean(dim=1)
+        (slope,) = torch.autograd.grad(value.sum(), [rows])
+        return value.detach(), slope
+
+
+def _fastest(
+    objective: _Objective, rows: Tensor, elsewhere: Tensor, evaluations: int
+) -> Callable[[], Sequence[Tensor]]:
+    """The objective at what ``rows`` hold when it is called; ``elsewhere`` is for ``record``."""
+    if evaluations >= WORTH_RECORDING:
+        replay = record(objective, rows, elsewhere)
+        if replay is not None:
+            return replay
+
+    def evaluate() -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False):
+            return objective(rows)
+
+    return evaluate
+
+
+class _Adam:
+    """Adam (Kingma and Ba, 2015) on one tensor, as torch computes it, without its overhead."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x.detach()
+        self._mean = torch.zeros_like(self._x)
+        self._square = torch.zeros_like(self._x)
+        self._root = torch.zeros_like(self._x)
+        self._steps = 0
+
+    def step(self, slope: Tensor, rate: float) -> None:
+        """Moves the tensor in place."""
+        self._steps += 1
+        decay, square_decay = 0.9, 0.999
+        self._mean.lerp_(slope, 1 - decay)
+        self._square.mul_(square_decay).addcmul_(slope, slope, value=1 - square_decay)
+        torch.sqrt(self._square, out=self._root)
+        self._root.div_(math.sqrt(1 - square_decay**self._steps)).add_(1e-8)
+        self._x.addcdiv_(self._mean, self._root, value=-rate / (1 - decay**self._steps))
 
 
 def _distance(kind: Distance, dot: Tensor, square: Tensor, target_square: Tensor) -> Tensor:
@@ -109,18 +172,24 @@ def _reconstruction(
 ) -> Reconstruction:
     """Chooses among one target's restarts: answers (R, b, width), values (R,)."""
     restarts = [codec.finish(a) for a in answers]
-    chosen = int(values.argmin())
+    alike = (values <= values.min() + _rounding(values)).nonzero().flatten().tolist()
+    errors = {k: gradient_matching_error(observation, _non_terminal(restarts[k])) for k in alike}
+    chosen = min(alike, key=lambda k: errors[k])
     z = restarts[chosen]
-    gme = gradient_matching_error(observation, _non_terminal(z))
     unknown = torch.full_like(z.terminated, math.nan)
     restarts = [_with_terminated(r, unknown) for r in restarts]
     return Reconstruction(
         transitions=restarts[chosen],
         objective=float(values[chosen]),
-        gme=gme,
+        gme=errors[chosen],
         restarts=restarts,
         notes="terminated assumed 0",
     )
+
+
+def _rounding(like: Tensor) -> float:
+    """Error of distances near zero: the Gram form takes them from differences of larger numbers."""
+    return 8 * torch.finfo(like.dtype).eps
 
 
 def _non_terminal(z: Transitions) -> Transitions:
