@@ -21,6 +21,7 @@ from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import Prior
 from attacks.replay import record
 from attacks.transitions import Template, Transitions
+from attacks.unrolled_gradients import UnrolledGradients
 
 Distance: TypeAlias = Literal["l2", "cosine"]
 Penalty: TypeAlias = Callable[[Transitions], Tensor]
@@ -105,7 +106,7 @@ def match(
 class _Objective:
     """Values (G,) of all groups at optimised rows (G b, width), and the slope of their sum."""
 
-    gradients: DenseGradients | LoopGradients
+    gradients: DenseGradients | LoopGradients | UnrolledGradients
     codec: _Codec
     distance: Distance
     penalty: Penalty | None
