@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,9 @@ from attacks.transitions import Transitions
 
 REWARD_SHIFTS = (-100.0, -30.0, -10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Trial rewards around the prior's guess, in deviations of the equivalent reward."""
+
+ZOOMS = 4
+"""Times that the reward's bracket is narrowed, each time to a fifth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +137,7 @@ class Problem:
 
         here = points[..., -1]
         if self.observations[0].channel.scale_unknown:
-            # Clipping bends the posterior: first find the valley, with the TD error's sign.
-            shifts = torch.tensor(REWARD_SHIFTS).to(here)
-            tried = torch.stack([value(here + shift) for shift in shifts])
-            here = here + shifts[tried.argmin(dim=0)]
+            here = _valley(value, here)
         middle, up, down = value(here), value(here + 1), value(here - 1)
         slope, bend = (up - down) / 2, (up + down - 2 * middle).clamp_min(1e-30)
         moved = (here - (slope / bend).to(here)).clamp(-1e3, 1e3)
@@ -208,3 +208,23 @@ def _open(z: Transitions) -> Transitions:
     """``terminated`` answered NaN: it cannot be known."""
     unknown = torch.full_like(z.reward, torch.nan)
     return Transitions(z.state, z.action, z.reward, z.next_state, unknown)
+
+
+def _valley(value: Callable[[Tensor], Tensor], here: Tensor) -> Tensor:
+    """The rewards near ``here`` where ``value`` is least, element by element.
+
+    Clipping bends the posterior: where only directions are left, the target is in the ratios
+    between networks, and the valley at the temporal-difference error's sign is steep and narrow.
+    """
+    shifts = torch.tensor(REWARD_SHIFTS).to(here)
+    tried = torch.stack([value(here + shift) for shift in shifts])
+    best = tried.argmin(dim=0)
+    low = shifts[(best - 1).clamp_min(0)]
+    high = shifts[(best + 1).clamp_max(len(shifts) - 1)]
+    fractions = torch.linspace(0.1, 0.9, 9).to(here)
+    for _ in range(ZOOMS):
+        width = high - low
+        tried = torch.stack([value(here + low + width * f) for f in fractions])
+        middle = low + width * fractions[tried.argmin(dim=0)]
+        low, high = middle - width / 10, middle + width / 10
+    return here + (low + high) / 2
