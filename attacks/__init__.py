@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from attacks.attack import Attack, Reconstruction
     from attacks.channel import Channel
     from attacks.conformance import check_attack
+    from attacks.local_training import LocalTraining
     from attacks.observation import Observation
     from attacks.prior import Prior
     from attacks.registry import available_attacks, get_attack, register_attack
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Attack": "attack",
     "Channel": "channel",
+    "LocalTraining": "local_training",
     "Observation": "observation",
     "Prior": "prior",
     "Reconstruction": "attack",
@@ -35,6 +37,7 @@ _HOME = {
 __all__ = [
     "Attack",
     "Channel",
+    "LocalTraining",
     "Observation",
     "Prior",
     "Reconstruction",

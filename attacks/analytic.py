@@ -10,6 +10,9 @@ A reward and a next state enter the gradient only through y = r + gamma V(s'), w
 does not split. So s' is the prior's prediction f(s, a), and r the one that then explains the
 gradient: the gradient is affine in r, hence r is a least-squares solution. Both are NaN if the
 prior knows no dynamics. A discrete action that no first layer reads is the one that fits best.
+
+Local steps on the same record (``attacks.local_training``) change d from step to step but not x, so
+the sum of local gradients has rank one too and the answer is as exact as for one gradient.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from attacks.first_layers import FirstLayer, first_layers
 from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import Prior
 from attacks.registry import register_attack
+from attacks.rewards import explain
 from attacks.transitions import Transitions, unflatten_state_action
 
 
@@ -139,6 +143,9 @@ def _explain(
     unexplained = Transitions(state, action, nan, next_state, torch.zeros_like(nan))
     if not known:
         return unexplained, math.nan
+    if observation.local is not None:  # not affine in r
+        explained = explain(observation, state, action, prior)
+        return explained.transitions, explained.residual
     # The residual judges (s, a) also where s' is unknown: y absorbs whatever s' would say.
     base = Transitions(
         state, action, torch.zeros_like(nan), state if predicted is None else next_state, nan * 0

@@ -1,9 +1,9 @@
 """One suite that every attack passes, third-party ones too: ``check_attack("package:NAME")``.
 
 It runs on small real problems: a linear control system and a four-state chain, each with critics
-that were not trained. An attack that supports neither has nothing checked but its refusals. Numbers
-are float64: iterative attacks amplify rounding, which in float32 would look like a dependence on
-the order of the observations.
+that were not trained; and on the sum of two local gradients of one record. An attack that supports
+none of it has nothing checked but its refusals. Numbers are float64: iterative attacks amplify
+rounding, which in float32 would look like a dependence on the order of the observations.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.attack import Attack, Reconstruction
+from attacks.local_training import LocalTraining, local_release
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import get_attack
 from attacks.transitions import Template, Transitions, bound_tensor
 
 SEED = 0
+LOCAL_LEARNING_RATE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +45,17 @@ class Problem:
         y = z.reward + 0.9 * (1 - z.terminated) * value
         return (0.5 * (self._taken(model, z) - y) ** 2).mean()
 
-    def observe(self, rows: list[int]) -> Observation:
-        """The undefended release of some transitions."""
+    def observe(self, rows: list[int], local_steps: int = 1) -> Observation:
+        """The undefended release of some transitions, each used in every local step."""
         names = [n for n, _ in self.model.named_parameters()]
-        loss = self.loss(self.model, self.transitions[rows])
-        gradient = torch.autograd.grad(loss, list(self.model.parameters()))
+        local = LocalTraining(local_steps, dict.fromkeys(names, LOCAL_LEARNING_RATE))
         return Observation(
             model=self.model,
-            gradient=dict(zip(names, gradient, strict=True)),
+            gradient=local_release(self.model, self.loss, self.transitions[rows], local),
             loss=self.loss,
             batch_size=len(rows),
             template=self.template,
+            local=None if local_steps == 1 else local,
         )
 
     def _taken(self, model: nn.Module, z: Transitions) -> Tensor:
@@ -76,10 +78,17 @@ def check_attack(name: str) -> list[str]:
     """
     attack = get_attack(name)
     findings = [] if attack.summary.strip() else ["summary is empty"]
-    for problem in (box_problem(), chain_problem()):
-        for batch_size in (1, 3):
-            where = f"{problem.name}, batch {batch_size}"
-            findings += [f"{where}: {f}" for f in _check_case(attack, problem, batch_size)]
+    box, chain = box_problem(), chain_problem()
+    for problem, batch_size, local_steps in (
+        (box, 1, 1),
+        (box, 3, 1),
+        (chain, 1, 1),
+        (chain, 3, 1),
+        (box, 1, 2),
+    ):
+        where = f"{problem.name}, batch {batch_size}, local steps {local_steps}"
+        found = _check_case(attack, problem, batch_size, local_steps)
+        findings += [f"{where}: {finding}" for finding in found]
     return findings
 
 
@@ -138,9 +147,12 @@ def _dense(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _check_case(attack: Attack, problem: Problem, batch_size: int) -> Iterator[str]:
+def _check_case(
+    attack: Attack, problem: Problem, batch_size: int, local_steps: int
+) -> Iterator[str]:
     observations = [
-        problem.observe(list(range(k * batch_size, (k + 1) * batch_size))) for k in (0, 1)
+        problem.observe(list(range(k * batch_size, (k + 1) * batch_size)), local_steps)
+        for k in (0, 1)
     ]
     reason = attack.unsupported(observations[0])
     if reason:

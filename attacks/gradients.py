@@ -6,7 +6,8 @@ gradient is D^T X, so
 
     ||D^T X||^2 = sum((D D^T) * (X X^T)),    <D^T X, G> = sum((D G) * X),
 
-and its bias adds ones to X. ``LoopGradients`` serves every other model, one group at a time.
+and its bias adds ones to X. ``LoopGradients`` serves every other model, one group at a time. Both
+are for gradients at the broadcast weights; ``unrolled_gradients`` is for sums of local gradients.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attacks.observation import Observation
 from attacks.transitions import Template, Transitions
+from attacks.unrolled_gradients import UnrolledGradients
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,10 @@ class DenseGradients:
 
 def choose_gradients(
     observations: Sequence[Observation], restarts: int
-) -> DenseGradients | LoopGradients:
-    """The fastest of both that is valid for these observations, which must share computation."""
+) -> DenseGradients | LoopGradients | UnrolledGradients:
+    """The fastest that is valid for these observations, which must share computation."""
+    if observations[0].local is not None:
+        return UnrolledGradients(observations, restarts)
     layers = dense_layers(observations[0])
     if layers is None:
         return LoopGradients(observations, restarts)
@@ -195,8 +199,11 @@ def dense_layers(observation: Observation) -> list[LinearLayer] | None:
 
     It is tried out on random records: each layer must be called once with two-dimensional input,
     and D^T X of one record's rows in a batch of two must equal that record's own gradient. This
-    rejects weights used outside their layer and models that mix rows.
+    rejects weights used outside their layer and models that mix rows. After local training the
+    release is no D^T X of the broadcast weights.
     """
+    if observation.local is not None:
+        return None
     layers = linear_layers(observation)
     names = {n for layer in layers for n in (layer.weight, layer.bias) if n is not None}
     if names != set(observation.gradient):

@@ -54,7 +54,9 @@ class MAP(Attack):
     heat: float = 30.0
 
     def unsupported(self, observation: Observation) -> str:
-        """Needs every released parameter in a dense layer that is called once."""
+        """Needs one gradient, every parameter of it in a dense layer that is called once."""
+        if observation.local is not None:
+            return "the release sums local steps, the likelihood here is of a single gradient"
         if dense_layers(observation) is None:
             return "released parameters outside dense layers, or layers called more than once"
         if observation.batch_size > 1 and observation.channel.clips_sum:

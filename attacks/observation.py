@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.channel import Channel
+from attacks.local_training import LocalTraining, local_release
 from attacks.transitions import Template, Transitions
 
 Loss: TypeAlias = Callable[[nn.Module, Transitions], Tensor]
@@ -31,13 +32,15 @@ class Observation:
         gradient: received gradient, name -> tensor, with names from ``model.named_parameters()``.
             Parameters that were not released are left out.
         loss: (model, transitions) -> scalar, the client's loss (see ``Loss``).
-        batch_size: number of records b in the released mean.
+        batch_size: number of records b behind the release, all of them unknown.
         template: shapes and ranges of transitions.
         channel: what the defence did to the gradient.
+        local: how clients trained before they sent; ``gradient`` is then the sum of local
+            gradients. None (FedSGD): the gradient of the mean loss of all b records.
 
     Raises:
-        ValueError: on unknown names, wrong shapes, non-finite values, frozen parameters, or a
-            batch size below one.
+        ValueError: on unknown names, wrong shapes, non-finite values, frozen parameters, a batch
+            size below one, or local training that does not fit the release.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class Observation:
     batch_size: int
     template: Template
     channel: Channel = field(default_factory=Channel)
+    local: LocalTraining | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -65,6 +69,11 @@ class Observation:
                 raise ValueError(f"gradient of {name!r} is not finite")
             if not parameters[name].requires_grad:
                 raise ValueError(f"parameter {name!r} is frozen (requires_grad is False)")
+        if self.local is not None:
+            for name in self.local.learning_rates:
+                if name not in parameters:
+                    raise ValueError(f"local rates name {name!r}, which is no parameter")
+            self.local.check(self.gradient, self.batch_size)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -76,7 +85,13 @@ class Observation:
         return torch.cat([self.gradient[name].reshape(-1) for name in self.parameters])
 
     def flat_gradient_at(self, z: Transitions) -> Tensor:
-        """The gradient (P,) that the records ``z`` would give without a defence, detached."""
+        """What the records ``z`` would give without a defence, (P,), detached.
+
+        After local training ``z`` must hold all records, in the order of ``LocalTraining``.
+        """
+        if self.local is not None:
+            release = local_release(self.model, self.loss, z, self.local)
+            return torch.cat([release[name].detach().reshape(-1) for name in self.parameters])
         loss = self.loss(self.model, z)
         parameters = list(self.parameters.values())
         grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
@@ -90,6 +105,7 @@ class Observation:
             and self.batch_size == other.batch_size
             and self.template == other.template
             and self.channel == other.channel
+            and self.local == other.local
             and self.gradient.keys() == other.gradient.keys()
         )
 

@@ -3,7 +3,8 @@
 A reward and a next state enter a temporal-difference gradient only through y = r + gamma V(s'),
 which one release does not split. So s' is the prior's prediction f(s, a), and the rewards are those
 that then explain the gradient. It is affine in each record's reward, so they are a linear
-least-squares solution.
+least-squares solution. After local training (``attacks.local_training``) a release is only nearly
+affine in the rewards, through the weights of later steps, and they take several such solutions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from torch import Tensor
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.transitions import Transitions
+
+CHORDS = 8
+"""Corrections of the rewards after local training; each shrinks the error several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,25 +46,67 @@ def explain(observation: Observation, state: Tensor, action: Tensor, prior: Prio
     next_state = state if predicted is None else predicted[0].to(state)
     zero = torch.zeros_like(state.reshape(len(state), -1)[:, 0])
     base = Transitions(state, action, zero, next_state, zero)
-    unit = Transitions(state, action, zero + 1, next_state, zero)
+    fit = _rewards if observation.local is None else _rewards_by_chords
+    reward, residual = fit(observation, base)
+    if predicted is None:
+        reward, next_state = reward * math.nan, torch.full_like(state, math.nan)
+    return Explained(Transitions(state, action, reward, next_state, zero), residual)
+
+
+def _rewards(observation: Observation, base: Transitions) -> tuple[Tensor, float]:
+    """Rewards (b,) of records ``base``, whose own are 0, and the share left unexplained."""
+    unit = _with_rewards(base, base.reward + 1)
     g0 = _record_gradients(observation, base)
     g1 = _record_gradients(observation, unit) - g0
     received = observation.flat_gradient().detach().cpu().double()
     factors, rewards = _fit(observation, g0, g1, received)
     left = received - g0.T @ factors - g1.T @ rewards
     residual = float(left.norm() / received.norm().clamp_min(1e-300))
-    if predicted is None:
-        nan = torch.full_like(zero, math.nan)
-        return Explained(
-            Transitions(state, action, nan, torch.full_like(state, math.nan), zero), residual
-        )
     parallel = torch.cosine_similarity(g0, g1, dim=1).abs() > 1 - 1e-6
     hidden = parallel if observation.channel.scale_unknown else torch.zeros_like(parallel)
     if not _rescales_records(observation):
         hidden = hidden.all().expand_as(hidden)
     hidden = hidden | (factors <= 0)
-    reward = torch.where(hidden, math.nan, rewards / factors).to(zero)
-    return Explained(Transitions(state, action, reward, next_state, zero), residual)
+    return torch.where(hidden, math.nan, rewards / factors).to(base.reward), residual
+
+
+def _rewards_by_chords(observation: Observation, base: Transitions) -> tuple[Tensor, float]:
+    """The same after local training: least squares along slopes that are taken once.
+
+    The best iterate counts. If the channel may have rescaled the release, its scale is free.
+    """
+
+    def release(rewards: Tensor) -> Tensor:
+        return observation.flat_gradient_at(_with_rewards(base, rewards)).cpu().double()
+
+    received = observation.flat_gradient().detach().cpu().double()
+    free = observation.channel.scale_unknown
+    rewards = best = base.reward
+    at = release(rewards)
+    units = torch.eye(len(rewards), dtype=rewards.dtype, device=rewards.device)
+    slopes = torch.stack([release(rewards + unit) - at for unit in units])
+    least = math.inf
+    for _ in range(CHORDS):
+        factor = float(at @ received / (at @ at).clamp_min(1e-300)) if free else 1.0
+        residual = float((received - factor * at).norm() / received.norm().clamp_min(1e-300))
+        if not (math.isfinite(residual) and bool(slopes.isfinite().all())):
+            break
+        if residual < least:
+            least, best = residual, rewards
+        if free:
+            scale, *steps = _least_squares(torch.cat([at[None], slopes]), received)
+            step = torch.stack(steps) / scale
+        else:
+            step = _least_squares(slopes, received - at)
+        rewards = rewards + step.to(rewards)
+        at = release(rewards)
+    told = torch.cosine_similarity(at[None], slopes, dim=1).abs() <= 1 - 1e-6
+    hidden = (free and not bool(told.any())) or math.isinf(least)
+    return (best * math.nan if hidden else best), least
+
+
+def _with_rewards(z: Transitions, rewards: Tensor) -> Transitions:
+    return Transitions(z.state, z.action, rewards, z.next_state, z.terminated)
 
 
 def taken_actions(observation: Observation, state: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,8 @@ class Spear(Attack):
 
     def unsupported(self, observation: Observation) -> str:
         """Needs dense ReLU layers from the records on, all sent, wide enough for the batch."""
+        if observation.local is not None:
+            return "the release sums local steps, which un-mixing takes for a single gradient"
         if observation.channel.zeroed:
             return "coordinates that were not sent leave the layer's gradient without its low rank"
         ways = _ways(observation)

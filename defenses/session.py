@@ -83,7 +83,32 @@ class Session:
         Returns:
             (clients, P), without a graph.
         """
-        releases = self._source.per_client(losses, owner, self._divisor(batch_size))
+        return self._transformed(
+            self._source.per_client(losses, owner, self._divisor(batch_size)), memory
+        )
+
+    def release_updates(self, updates: Tensor, memory: Tensor | None = None) -> Tensor:
+        """Each client's defended update, for clients that train locally before they send.
+
+        Args:
+            updates: (clients, P): the sum of each client's local gradients, which is its weight
+                difference divided by the local learning rate.
+            memory: As in :meth:`release`.
+
+        Returns:
+            (clients, P), without a graph.
+
+        Raises:
+            DefenseError: the defence acts on single samples, of which an update shows nothing.
+        """
+        if self.defense.per_sample is not None:
+            raise DefenseError(
+                f"{self.defense.text}: a per-sample stage needs each sample's gradient, "
+                "an update is a sum over local steps"
+            )
+        return self._transformed(updates, memory)
+
+    def _transformed(self, releases: Tensor, memory: Tensor | None) -> Tensor:
         for transform in self.defense.transforms:
             kept = memory if transform.uses_memory else None
             releases = transform.apply(releases, self.layout, self._generator, kept)

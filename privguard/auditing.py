@@ -15,6 +15,7 @@ import defenses
 from attacks.attack import Attack, Reconstruction
 from attacks.bounds import RecordInformation, record_information
 from attacks.channel import Channel
+from attacks.local_training import LocalTraining
 from attacks.observation import Observation
 from attacks.prior import Prior, Simulator
 from attacks.registry import get_attack
@@ -209,17 +210,17 @@ class Audit:
         self.agent.weights.copy_(capture.weights)
         self.agent.target_weights.copy_(capture.target_weights)
         self.agent.broadcast.copy_(capture.broadcast)
-        nominal = self.cell.probe_batch_size if kind == "probe" else self.cell.agent.batch_size
+        divisor = self.cell.probe_batch_size if kind == "probe" else self.cell.agent.batch_size
         records = release.truth.batch_size
         # Clients divide by the nominal size, a public constant. Under Poisson sampling the real
         # count differs; granting it to the adversary is the worst case.
-        scale = nominal * len(release.members) / records
+        scale = _nominal_batch_size(self.cell, release, kind) / records
         gradient, offset = {}, 0
         for name, parameter in self.agent.shared.named_parameters():
             part = release.gradient[offset : offset + parameter.numel()]
             gradient[name] = (scale * part).view(parameter.shape)
             offset += parameter.numel()
-        description = defenses.parse(self.cell.defense_text).describe(batch_size=nominal)
+        description = defenses.parse(self.cell.defense_text).describe(batch_size=divisor)
         return Observation(
             model=self.agent.shared,
             gradient=gradient,
@@ -227,6 +228,19 @@ class Audit:
             batch_size=records,
             template=self.template,
             channel=Channel.from_description(description),
+            local=self._local_training(release, kind),
+        )
+
+    def _local_training(self, release: Release, kind: ReleaseKind) -> LocalTraining | None:
+        """How the clients came to the release, which is public; None for FedSGD."""
+        steps = self.cell.agent.local_steps
+        if steps == 1:
+            return None
+        return LocalTraining(
+            steps=steps,
+            learning_rates=self.agent.local_learning_rates(),
+            minibatches=1 if kind == "probe" else steps,
+            clients=len(release.members),
         )
 
 
@@ -280,7 +294,9 @@ def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:
 
 
 def _nominal_batch_size(cell: CellSpec, release: Release, kind: ReleaseKind) -> int:
-    one = cell.probe_batch_size if kind == "probe" else cell.agent.batch_size
+    """Records behind a release, but for the chance of Poisson sampling."""
+    settings = cell.agent
+    one = cell.probe_batch_size if kind == "probe" else settings.batch_size * settings.local_steps
     return one * len(release.members)
 
 

@@ -95,6 +95,7 @@ def cell_record(training: CellTraining) -> CellRecord:
         reason=reason,
         clients=cell.clients,
         batch_size=cell.agent.batch_size,
+        local_steps=cell.agent.local_steps,
         rounds=training.round,
         random_return=random_return,
         zero_return=zero_return,

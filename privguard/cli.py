@@ -36,6 +36,13 @@ DefenseOption = Annotated[
         "default grid. [default: every defence]",
     ),
 ]
+LocalStepsOption = Annotated[
+    int,
+    typer.Option(
+        help="Gradient steps of a client in a round: 1 is FedSGD, more is FedAvg, where the sum of "
+        "local gradients is shared and dp-sgd is left out."
+    ),
+]
 AttackOption = Annotated[
     list[str] | None,
     typer.Option("--attack", help="Attack; repeat for several. [default: every attack]"),
@@ -92,6 +99,7 @@ def sweep(
     batch_size: Annotated[
         int | None, typer.Option(help="Minibatch of a client. [default: of the recipe]")
     ] = None,
+    local_steps: LocalStepsOption = 1,
     probe_batch_size: Annotated[int, typer.Option(help="Records behind a probe release.")] = 1,
     knowledge: KnowledgeOption = "samples",
     prior_fraction: PriorFractionOption = None,
@@ -123,6 +131,7 @@ def sweep(
         seeds=seeds,
         clients=clients,
         batch_size=batch_size,
+        local_steps=local_steps,
         probe_batch_size=probe_batch_size,
         budget_name=budget,
         knowledge=knowledge,
@@ -144,13 +153,16 @@ def train(
     obs: ObsOption = "default",
     defense: Annotated[str, typer.Option(help="One defence with its level.")] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the cell.")] = 0,
+    local_steps: LocalStepsOption = 1,
     budget: BudgetOption = "quick",
     out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("reports/train"),
 ) -> None:
     """Train one cell and keep its captured releases, without attacking them."""
     from privguard.commands import train_command
 
-    raise typer.Exit(train_command(env, obs, defense, seed, budget, out, _command_line()))
+    raise typer.Exit(
+        train_command(env, obs, defense, seed, local_steps, budget, out, _command_line())
+    )
 
 
 @app.command(

@@ -72,7 +72,14 @@ def sweep_command(
 
 
 def train_command(
-    env: str, observation: str, defense: str, seed: int, budget_name: str, out: Path, command: str
+    env: str,
+    observation: str,
+    defense: str,
+    seed: int,
+    local_steps: int,
+    budget_name: str,
+    out: Path,
+    command: str,
 ) -> int:
     """Trains one cell in this process and keeps its captures."""
     from privguard.grids import parse_grid
@@ -80,6 +87,7 @@ def train_command(
     environment = environment_spec(env)
     if seed < 0:
         raise BadInput(f"--seed {seed}: must be 0 or more")
+    positive("--local-steps", local_steps)
     with plugins():
         grid = (
             DefenseGrid(template="none", levels=())
@@ -96,6 +104,7 @@ def train_command(
         defenses=(grid,),
         attacks=(),
         seeds=seed + 1,
+        local_steps=local_steps,
         budget=budget_by_name(budget_name),
     )
     check_spec(spec)
@@ -106,7 +115,7 @@ def train_command(
         level=grid.levels[0] if grid.levels else None,
         seed=seed,
         budget=budget(spec.budget, env),
-        agent=agent_settings(environment, None),
+        agent=agent_settings(environment, None, local_steps),
     )
     store = Store.create(out)
     with store.lock():

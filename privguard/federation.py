@@ -2,7 +2,9 @@
 
 Per round the server broadcasts its weights; every client plays in its own environment, draws a
 minibatch of its replay, computes the loss gradient, defends it and sends it; the server averages
-what it receives, takes an Adam step and moves the target networks.
+what it receives, takes an Adam step and moves the target networks. With several local steps
+(FedAvg) a client draws a minibatch for each, and what it defends and sends is the sum of its local
+gradients: see ``local_updates``.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from attacks.transitions import Transitions
 from privguard.agents import Agent
+from privguard.local_updates import local_updates
 from privguard.replay import Replay, stack
 from privguard.seeding import derive_seed, numpy_generator
 
@@ -94,6 +97,8 @@ class Server:
     def step(self, gradient: Tensor, progress: float) -> None:
         """One Adam step along the aggregate (P,), then the target update.
 
+        A mean of sums of local gradients is taken for a gradient too, as in FedAdam.
+
         Args:
             gradient: (P,) mean of what the clients sent.
             progress: Share of the training that is over; late steps are smaller.
@@ -115,7 +120,8 @@ class Release:
 
     members: tuple[int, ...]
     gradient: Tensor
-    """(P,) mean over the members of their defended mean gradients."""
+    """(P,) mean over the members of what they sent: defended mean gradients, or with local steps
+    defended sums of local ones."""
     undefended: Tensor
     """(P,) the same without the defence: for norms, never shown to an attack."""
     truth: Transitions
@@ -137,6 +143,7 @@ class Federation:
         self.agent = server.agent
         self.defense = defense
         self.batch_size = batch_size
+        self.local_steps = self.agent.settings.local_steps
         self.session: Session = defense.bind(
             self.agent.shared, clients=len(clients), batch_size=batch_size, generator=generator
         )
@@ -163,25 +170,23 @@ class Federation:
 
         A defence that only adds to the summed gradient is applied to the stacked minibatches of all
         clients at once, equal in distribution and several times cheaper; where releases are
-        captured, every client computes and defends its own.
+        captured, or clients take several local steps, every client computes and defends its own.
         """
-        indices = [
-            client.replay.sample(self.batch_size, self.defense.sampling, client.minibatch_rng)
-            for client in self.clients
-        ]
+        indices = [self._minibatches(client) for client in self.clients]
         batch, owner = stack([client.replay for client in self.clients], indices)
-        losses = self._losses(batch)
         for client, accountant in zip(self.clients, self.accountants, strict=True):
             if accountant is not None:
                 accountant.step(client.replay.sample_rate(self.batch_size))
-        if self.defense.additive and not capture:
-            self.server.step(self.session.mean_release(losses, owner), progress)
+        if self.defense.additive and self.local_steps == 1 and not capture:
+            self.server.step(self.session.mean_release(self._losses(batch), owner), progress)
             return []
-        aggregate = self.session.aggregate(self.session.release(losses, owner, memory=self.memory))
+        aggregate = self.session.aggregate(
+            self._defended(batch, owner, self.batch_size, self.local_steps, self.memory)
+        )
         captured: list[Release] = []
         if capture:
             self._remember(indices)
-            undefended = self.session.undefended(losses, owner)
+            undefended = self._undefended(batch, owner, self.batch_size, self.local_steps)
             captured = self._releases(aggregate, undefended, batch, owner)
         self.server.step(aggregate.mean, progress)
         return captured
@@ -189,8 +194,9 @@ class Federation:
     def probe(self, batch_size: int, rng: np.random.Generator) -> list[Release]:
         """Defended gradients of fresh batches of ``batch_size``; nothing is learnt from them.
 
-        Error-feedback memory is left out: the residual of other rounds would only hide the record,
-        and a probe is the worst case.
+        With local steps every step goes over the same batch, so that no more than ``batch_size``
+        records are unknown: the worst case. Error-feedback memory is left out: the residual of
+        other rounds would only hide the record.
         """
         indices = [
             rng.choice(client.replay.size, size=batch_size, replace=False)
@@ -198,10 +204,39 @@ class Federation:
         ]
         self._remember(indices)
         batch, owner = stack([client.replay for client in self.clients], indices)
-        losses = self._losses(batch)
-        undefended = self.session.undefended(losses, owner, batch_size=batch_size)
-        releases = self.session.release(losses, owner, batch_size=batch_size)
+        undefended = self._undefended(batch, owner, batch_size, 1)
+        releases = self._defended(batch, owner, batch_size, 1, None)
         return self._releases(self.session.aggregate(releases), undefended, batch, owner)
+
+    def _minibatches(self, client: Client) -> np.ndarray:
+        """Replay rows of the minibatches of all local steps, one after the other."""
+        sampling, rng = self.defense.sampling, client.minibatch_rng
+        return np.concatenate(
+            [client.replay.sample(self.batch_size, sampling, rng) for _ in range(self.local_steps)]
+        )
+
+    def _undefended(
+        self, batch: Transitions, owner: Tensor, batch_size: int, minibatches: int
+    ) -> Tensor:
+        """(clients, P): what each client would send without a defence."""
+        if self.local_steps > 1:
+            return local_updates(self.agent, batch, owner, len(self.clients), minibatches)
+        return self.session.undefended(self._losses(batch), owner, batch_size=batch_size)
+
+    def _defended(
+        self,
+        batch: Transitions,
+        owner: Tensor,
+        batch_size: int,
+        minibatches: int,
+        memory: Tensor | None,
+    ) -> Tensor:
+        """(clients, P): what each client sends."""
+        if self.local_steps > 1:
+            updates = self._undefended(batch, owner, batch_size, minibatches)
+            return self.session.release_updates(updates, memory)
+        losses = self._losses(batch)
+        return self.session.release(losses, owner, memory=memory, batch_size=batch_size)
 
     def _losses(self, batch: Transitions) -> Callable[[Tensor | slice], Tensor]:
         with torch.no_grad():

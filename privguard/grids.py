@@ -10,20 +10,27 @@ from defenses.registry import DefenseInfo, get_defense_info
 from privguard.spec import DefenseGrid, defense_text
 
 
-def default_grids(clients: int) -> list[DefenseGrid]:
-    """Every registered defence on its own default grid, the undefended control first."""
-    names = [name for name in defenses.available_defenses() if name != "none"]
+def default_grids(clients: int, local_steps: int = 1) -> list[DefenseGrid]:
+    """Every registered defence on its own default grid, the undefended control first.
+
+    With several local steps those that act on single samples are left out.
+    """
+    names = [
+        name
+        for name in defenses.available_defenses()
+        if name != "none" and (local_steps == 1 or get_defense_info(name).stage != "per-sample")
+    ]
     return [DefenseGrid(template="none", levels=()), *(parse_grid(name, clients) for name in names)]
 
 
-def chosen_grids(texts: Sequence[str], clients: int) -> list[DefenseGrid]:
+def chosen_grids(texts: Sequence[str], clients: int, local_steps: int = 1) -> list[DefenseGrid]:
     """The grids that the user named; without any, all of them. The control is always included.
 
     Raises:
         defenses.DefenseError: one line that says which defence is wrong and what is allowed.
     """
     if not texts:
-        return default_grids(clients)
+        return default_grids(clients, local_steps)
     grids = [parse_grid(text, clients) for text in texts if text.strip() != "none"]
     return [DefenseGrid(template="none", levels=()), *grids]
 

@@ -26,6 +26,7 @@ def make_spec(
     seeds: int | None,
     clients: int,
     batch_size: int | None,
+    local_steps: int,
     probe_batch_size: int,
     budget_name: str,
     knowledge: str,
@@ -43,6 +44,7 @@ def make_spec(
             raise BadInput("--env is missing (see `privguard list`)")
         environment_spec(env)
         positive("--clients", clients)
+        positive("--local-steps", local_steps)
         positive("--probe-batch-size", probe_batch_size)
         for option, value in (("--seeds", seeds), ("--batch-size", batch_size)):
             if value is not None:
@@ -52,7 +54,7 @@ def make_spec(
         with plugins():
             from privguard.grids import chosen_grids
 
-            grids = chosen_grids(defenses, clients)
+            grids = chosen_grids(defenses, clients, local_steps)
         spec = SweepSpec(
             env=env,
             observation=observation,
@@ -61,6 +63,7 @@ def make_spec(
             seeds=seeds if seeds is not None else budget(name, env).seeds,
             clients=clients,
             batch_size=batch_size,
+            local_steps=local_steps,
             probe_batch_size=probe_batch_size,
             budget=name,
             knowledge=granted,
@@ -90,6 +93,11 @@ def check_spec(spec: SweepSpec) -> None:
         for grid in spec.defenses:
             for level in grid.levels or (None,):
                 defense = defenses.parse(defense_text(grid.template, level))
+                if spec.local_steps > 1 and defense.per_sample is not None:
+                    raise BadInput(
+                        f"--local-steps {spec.local_steps}: {defense.text} acts on single samples, "
+                        "of which an update shows nothing (clip=NORM+gaussian=VARIANCE acts on it)"
+                    )
                 defense.bind(
                     torch.nn.Linear(2, 1),
                     clients=spec.clients,

@@ -129,7 +129,8 @@ def predict(
     plain = _information(audits, Channel(noise_std=1.0))
     if not plain:
         raise BadInput(
-            f"--env {cell.env}: no floor for discrete actions or networks that are not dense"
+            f"--env {cell.env}: no floor for discrete actions, networks that are not dense, or "
+            "sums over local steps"
         )
     dp_sgd = {"mechanism": "dp-sgd", "clip_norm": clip_norm, "noise_std": 1.0}
     clipped = _information(audits, Channel.from_description([dp_sgd]))

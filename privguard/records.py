@@ -86,6 +86,8 @@ class CellRecord(Record):
     """Why the state is not ok, in one line."""
     clients: int = 0
     batch_size: int = 0
+    local_steps: int = 1
+    """Gradient steps of a client in a round; 1 is FedSGD."""
     rounds: int = 0
     random_return: float = float("nan")
     zero_return: float = float("nan")
@@ -124,7 +126,8 @@ class AttackRecord(Record):
     attack: str
     release: ReleaseKind
     batch_size: int
-    """Records behind one attacked release: minibatch times the clients in the sum."""
+    """Records behind one attacked release: minibatch times the clients in the sum, and for deployed
+    releases times the local steps."""
     knowledge: str
     """What the adversary was granted, e.g. 'samples (0.3% of the training data)'."""
     prior_samples: int | None = None

@@ -52,6 +52,11 @@ class TD3Settings(Specification):
     steps_per_round: Positive = 1
     """Environment steps of each client between two releases."""
     batch_size: Positive = 64
+    local_steps: Positive = 1
+    """Gradient steps of a client in a round, each on a minibatch; 1 is FedSGD, more FedAvg."""
+    local_critic_learning_rate: float = Field(default=1e-4, ge=0)
+    """Of the client's plain gradient steps, public. A trained Hopper critic bears up to 7e-4."""
+    local_actor_learning_rate: float = Field(default=1e-3, ge=0)
 
 
 class DQNSettings(Specification):
@@ -67,6 +72,16 @@ class DQNSettings(Specification):
     """Probability of a random action."""
     steps_per_round: Positive = 1
     batch_size: Positive = 32
+    local_steps: Positive = 1
+    local_learning_rate: float = Field(default=0.05, ge=0)
+
+
+_LOCAL_TRAINING = {
+    "local_steps",
+    "local_critic_learning_rate",
+    "local_actor_learning_rate",
+    "local_learning_rate",
+}
 
 
 class Budget(Specification):
@@ -182,8 +197,12 @@ class CellSpec(Specification):
 
     @property
     def key(self) -> str:
-        """Hash of the specification: the same key is the same computation."""
-        text = f"{RECIPE_VERSION}:{self.model_dump_json()}"
+        """Hash of the specification: the same key is the same computation.
+
+        Settings of local training change nothing in FedSGD, so they are no part of its key.
+        """
+        unused = {"agent": _LOCAL_TRAINING} if self.agent.local_steps == 1 else None
+        text = f"{RECIPE_VERSION}:{self.model_dump_json(exclude=unused)}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -194,12 +213,15 @@ _RECIPES: dict[str, TD3Settings] = {
 """Recipes that differ from their agent's own."""
 
 
-def agent_settings(env: EnvironmentSpec, batch_size: int | None) -> TD3Settings | DQNSettings:
+def agent_settings(
+    env: EnvironmentSpec, batch_size: int | None, local_steps: int = 1
+) -> TD3Settings | DQNSettings:
     """The environment's learning recipe, with another minibatch size if one is given."""
     settings = _RECIPES.get(env.name, TD3Settings()) if env.agent == "td3" else DQNSettings()
-    return (
-        settings if batch_size is None else settings.model_copy(update={"batch_size": batch_size})
-    )
+    changes = {"local_steps": local_steps}
+    if batch_size is not None:
+        changes["batch_size"] = batch_size
+    return settings.model_copy(update=changes)
 
 
 class DefenseGrid(Specification):
@@ -233,6 +255,7 @@ class SweepSpec(Specification):
     seeds: Positive
     clients: Positive = 4
     batch_size: Positive | None = None
+    local_steps: Positive = 1
     probe_batch_size: Positive = 1
     budget: BudgetName = "quick"
     knowledge: Knowledge = Knowledge()
@@ -261,7 +284,7 @@ class SweepSpec(Specification):
                 clients=self.clients,
                 probe_batch_size=self.probe_batch_size,
                 budget=budget(self.budget, self.env),
-                agent=agent_settings(env, self.batch_size),
+                agent=agent_settings(env, self.batch_size, self.local_steps),
             )
             for seed in range(self.seeds)
             for template, level in grid

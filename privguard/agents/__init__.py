@@ -67,6 +67,10 @@ class Agent(Protocol):
         """(start, stop, learning rate) of each network's slice of ``weights``."""
         ...
 
+    def local_learning_rates(self) -> dict[str, float]:
+        """Step size of a client's local steps, by name of the shared parameters."""
+        ...
+
     def update_targets(self) -> None:
         """Moves the target networks towards the shared ones."""
         ...

@@ -89,6 +89,11 @@ class DoubleDQN:
         """(start, stop, learning rate) of the Q-network's part of ``weights``: all of it."""
         return [(0, len(self.weights), self.settings.learning_rate)]
 
+    def local_learning_rates(self) -> dict[str, float]:
+        """The one local step size, by name of the shared parameters."""
+        rate = self.settings.local_learning_rate
+        return {name: rate for name, _ in self.shared.named_parameters()}
+
     def update_targets(self) -> None:
         """Moves the target network by tau towards the shared one."""
         self.target_weights.lerp_(self.weights, self.settings.tau)

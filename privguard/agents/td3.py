@@ -125,6 +125,14 @@ class TD3:
             (critic, len(self.weights), self.settings.actor_learning_rate),
         ]
 
+    def local_learning_rates(self) -> dict[str, float]:
+        """The critics' and the actor's local step size, by name of the shared parameters."""
+        rates = {
+            "critic": self.settings.local_critic_learning_rate,
+            "actor": self.settings.local_actor_learning_rate,
+        }
+        return {name: rates[name.split(".")[0]] for name, _ in self.shared.named_parameters()}
+
     def update_targets(self) -> None:
         """Moves the target networks by tau towards the shared ones (Polyak averaging)."""
         self.target_weights.lerp_(self.weights, self.settings.tau)

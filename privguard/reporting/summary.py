@@ -230,7 +230,7 @@ def _reproduction(cells: Sequence[CellRecord], command: str) -> list[str]:
         return [f"`{command}`"]
     budgets = ", ".join(sorted({cell.budget for cell in cells}))
     seeds = Counter(cell.seed for cell in cells)
-    setups = sorted({(cell.clients, cell.batch_size, cell.rounds) for cell in cells})
+    setups = sorted({(c.clients, c.batch_size, c.local_steps, c.rounds) for c in cells})
     versions = sorted(
         {f"{name} {value}" for cell in cells for name, value in cell.versions.items()}
     )
@@ -238,7 +238,12 @@ def _reproduction(cells: Sequence[CellRecord], command: str) -> list[str]:
         f"`{command}`",
         f"Budget {budgets}; cells by seed: "
         + ", ".join(f"{seed}: {count}" for seed, count in sorted(seeds.items())),
-        "; ".join(f"{c} clients, minibatch {b}, {r:,} rounds" for c, b, r in setups),
+        "; ".join(
+            f"{clients} clients, minibatch {batch_size}, "
+            + (f"{steps} local steps (FedAvg), " if steps > 1 else "")
+            + f"{rounds:,} rounds"
+            for clients, batch_size, steps, rounds in setups
+        ),
     ]
     return [*lines, f"Versions: {', '.join(versions)}"] if versions else lines
 

@@ -133,3 +133,32 @@ def test_what_cannot_be_bound(problem):
 def test_a_loss_that_is_already_averaged_is_refused(problem):
     with problem.bind(NONE) as session, pytest.raises(DefenseError, match="shape"):
         session.release(lambda rows: problem.losses(rows).mean(), problem.owner)
+
+
+@pytest.mark.parametrize("text", ["none", "clip=0.1+gaussian=0.01", "topk=0.25"])
+def test_an_update_is_defended_like_a_gradient(new_problem, text):
+    problem = new_problem((8, 8))
+    releases = []
+    for of_updates in (False, True):
+        generator = torch.Generator().manual_seed(3)
+        bound = defenses.parse(text).bind(
+            problem.module, clients=2, batch_size=8, generator=generator
+        )
+        with bound as session:
+            memory = session.new_memory()
+            for _ in range(2):  # the second round sends what error feedback kept
+                if of_updates:
+                    updates = session.undefended(problem.losses, problem.owner)
+                    sent = session.release_updates(updates, memory)
+                else:
+                    sent = session.release(problem.losses, problem.owner, memory)
+            releases.append(sent)
+    torch.testing.assert_close(releases[0], releases[1], rtol=0.0, atol=0.0)
+
+
+def test_a_per_sample_stage_refuses_updates(problem):
+    bound = defenses.parse("dp-sgd=1").bind(
+        problem.module, clients=problem.clients, batch_size=8, generator=torch.Generator()
+    )
+    with bound as session, pytest.raises(DefenseError, match="each sample's gradient"):
+        session.release_updates(torch.zeros(problem.clients, problem.layout.size))

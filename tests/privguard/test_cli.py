@@ -142,6 +142,12 @@ def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
         (["sweep", "--env", "hopper", "--attack", "nowhere:x"], "nowhere"),
         (["sweep", "--env", "hopper", "--budget", "quik"], "did you mean 'quick'"),
         (["sweep", "--env", "hopper", "--seeds", "0"], "--seeds 0"),
+        (["sweep", "--env", "hopper", "--local-steps", "0"], "--local-steps 0"),
+        (
+            ["sweep", "--env", "hopper", "--local-steps", "2", "--defense", "dp-sgd=0.1"],
+            "dp-sgd=0.1 acts on single samples",
+        ),
+        (["train", "--env", "hopper", "--local-steps", "-1"], "--local-steps -1"),
         (["sweep", "--env", "hopper", "--spec", "missing.json"], "--spec"),
         (["sweep", "--env", "hopper", "--knowledge", "sample"], "did you mean 'samples'"),
         (["sweep", "--env", "hopper", "--prior-fraction", "0.5"], "at most 0.03"),

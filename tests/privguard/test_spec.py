@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,7 @@ from pydantic import ValidationError
 
 import defenses
 from privguard.grids import chosen_grids, default_grids, parse_grid
-from privguard.spec import CellSpec, DefenseGrid, SweepSpec, format_level
+from privguard.spec import RECIPE_VERSION, CellSpec, DefenseGrid, SweepSpec, format_level
 from tests.privguard.tiny import tiny_cell
 
 
@@ -44,6 +47,26 @@ def test_the_key_is_the_computation() -> None:
     assert len(keys) == 6
     assert {c.key for c in sweep(attacks=("rgia", "dlg")).cells()} == keys
     assert not {c.key for c in sweep(clients=5).cells()} & keys
+
+
+def test_local_training_is_part_of_the_key_only_where_it_takes_place() -> None:
+    assert not {c.key for c in sweep(local_steps=3).cells()} & {c.key for c in sweep().cells()}
+    for cell in (tiny_cell(), tiny_cell("hopper", "gaussian={level}", 0.1)):
+        fields = json.loads(cell.model_dump_json())
+        fields["agent"] = {k: v for k, v in fields["agent"].items() if not k.startswith("local_")}
+        before_fedavg = json.dumps(fields, separators=(",", ":"))
+        text = f"{RECIPE_VERSION}:{before_fedavg}"
+        assert cell.key == hashlib.sha256(text.encode()).hexdigest()[:16]
+        rate = "local_learning_rate" if cell.env == "frozenlake" else "local_actor_learning_rate"
+        keys = {
+            cell.model_copy(
+                update={"agent": cell.agent.model_copy(update={"local_steps": steps, rate: value})}
+            ).key
+            for steps in (1, 2)
+            for value in (0.1, 0.2)
+        }
+        assert len(keys) == 3
+        assert cell.key in keys
 
 
 def test_unknown_fields_and_empty_grids_are_refused() -> None:
@@ -100,6 +123,11 @@ def test_the_default_sweep_visits_every_defence_and_the_control_comes_first() ->
     names = {grid.template.split("=")[0] for grid in grids[1:]}
     assert names == set(defenses.available_defenses())
     assert all(level <= 3 for g in default_grids(3) if "secagg" in g.template for level in g.levels)
+
+
+def test_defences_of_single_samples_are_no_default_with_local_steps() -> None:
+    names = {grid.template.split("=")[0] for grid in default_grids(clients=4, local_steps=2)}
+    assert names == set(defenses.available_defenses()) - {"dp-sgd"} | {"none"}
 
 
 def test_the_control_is_always_there() -> None:

@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from attacks import Transitions
+from attacks.observation import gradient_matching_error
+from privguard.auditing import Audit
+from privguard.knowledge import Knowledge
+from privguard.local_updates import local_updates
 from privguard.spec import CellSpec
 from privguard.training import CellTraining, Checkpoint
 from tests.privguard.tiny import tiny_budget, tiny_cell
+
+
+def with_local_steps(cell: CellSpec, **rates: float) -> CellSpec:
+    return cell.model_copy(
+        update={"agent": cell.agent.model_copy(update={"local_steps": 3} | rates)}
+    )
+
 
 CELLS = {
     "dqn": tiny_cell(),
@@ -16,6 +28,8 @@ CELLS = {
     "dp-sgd": tiny_cell("hopper", "dp-sgd={level}", 0.1),
     "topk": tiny_cell("hopper", "topk={level}", 0.1),
     "secagg": tiny_cell("hopper", "gaussian=0.01+secagg={level}", 2),
+    "fedavg dqn": with_local_steps(tiny_cell()),
+    "fedavg topk": with_local_steps(tiny_cell("hopper", "gaussian=0.01+topk={level}", 0.1)),
 }
 
 
@@ -110,6 +124,48 @@ def test_the_loss_that_the_server_knows_gives_the_captured_gradient() -> None:
         torch.testing.assert_close(flat, release.gradient, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        with_local_steps(tiny_cell(), local_learning_rate=0.5),
+        with_local_steps(
+            tiny_cell("hopper"), local_critic_learning_rate=2e-3, local_actor_learning_rate=0.02
+        ),
+        with_local_steps(tiny_cell("hopper", "secagg={level}", 2)),
+    ],
+    ids=["dqn", "td3", "td3 secagg"],
+)
+def test_the_local_steps_that_the_server_knows_give_the_captured_update(cell: CellSpec) -> None:
+    cell = cell.model_copy(update={"probe_batch_size": 2})
+    captures = finished(cell).captures
+    audit = Audit.prepare(cell, captures, Knowledge())
+    records = {"probe": 2, "deployed": 8 * 3}
+    for capture in captures.captures:
+        for kind, releases in capture.releases.items():
+            for release in releases:
+                observation = audit.observe(capture, release, kind)
+                assert observation.batch_size == records[kind] * len(release.members)
+                assert gradient_matching_error(observation, release.truth) < 1e-4
+
+
+def test_one_local_step_is_the_gradient_that_fedsgd_sends() -> None:
+    training = finished(CELLS["td3"])
+    federation, capture = training.federation, training.captures.captures[0]
+    training.agent.weights.copy_(capture.weights)
+    training.agent.target_weights.copy_(capture.target_weights)
+    training.agent.broadcast.copy_(capture.broadcast)
+    releases = capture.releases["probe"]
+    batch = Transitions.cat([release.truth for release in releases])
+    before = training.agent.weights.clone()
+    updates = local_updates(
+        training.agent, batch, torch.arange(len(releases)), len(releases), minibatches=1
+    )
+    assert torch.equal(training.agent.weights, before)
+    assert len(releases) == len(federation.clients)
+    for update, release in zip(updates, releases, strict=True):
+        torch.testing.assert_close(update, release.undefended, rtol=1e-4, atol=1e-6)
+
+
 def test_a_diverged_policy_is_noticed() -> None:
     cell = tiny_cell("hopper", "gaussian={level}", 1e80)
     training = finished(cell.model_copy(update={"budget": tiny_budget(rounds=200)}))
@@ -117,10 +173,13 @@ def test_a_diverged_policy_is_noticed() -> None:
     assert training.round < 200
 
 
-def test_the_undefended_agent_learns_frozen_lake() -> None:
+@pytest.mark.parametrize(("local_steps", "rounds"), [(1, 800), (3, 500)])
+def test_the_undefended_agent_learns_frozen_lake(local_steps: int, rounds: int) -> None:
     cell = tiny_cell().model_copy(
-        update={"budget": tiny_budget(rounds=800, warmup_steps=200, episodes=1)}
+        update={"budget": tiny_budget(rounds=rounds, warmup_steps=200, episodes=1)}
     )
-    settings = cell.agent.model_copy(update={"hidden": (32, 32), "batch_size": 32})
+    settings = cell.agent.model_copy(
+        update={"hidden": (32, 32), "batch_size": 32, "local_steps": local_steps}
+    )
     training = finished(cell.model_copy(update={"agent": settings}))
     assert training.evaluations[-1].returns == [1.0]

@@ -54,6 +54,13 @@ def test_a_whole_sweep_gives_every_file(tmp_path):
     assert 'src="http' not in page
 
 
+def test_the_summary_names_local_training_where_it_took_place(tmp_path):
+    for steps, says in ((1, "minibatch 32, 60,000 rounds"), (3, "3 local steps (FedAvg), 60,000")):
+        trained = cell().model_copy(update={"local_steps": steps})
+        write_report(tmp_path, [trained], [attack(trained)], command="x")
+        assert says in (tmp_path / "summary.md").read_text()
+
+
 @pytest.mark.parametrize("name", _partial_sweeps())
 def test_a_partial_sweep_gives_a_report_that_says_what_is_missing(tmp_path, name):
     cells, attacks = _partial_sweeps()[name]
