@@ -77,11 +77,25 @@ class Problem:
             points = torch.cat([torch.stack([p for p, _ in closed]), points], dim=1)
             if actions is not None:
                 actions = torch.cat([torch.stack([a for _, a in closed]), actions], dim=1)
+        if self.observations[0].channel.scale_unknown:
+            points, actions = self._promising(points, actions, 4 * count)
         points, values = self._best_rewards(points, actions)
         order = values.argsort(dim=1)[:, :count]
         chosen = points.gather(1, order[..., None].expand(-1, -1, points.shape[2]))
         taken = None if actions is None else actions.gather(1, order)[..., None]
         return Trail.begin(chosen[:, :, None], taken)
+
+    def _promising(
+        self, points: Tensor, actions: Tensor | None, count: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The ``count`` points (T, n, K) that fit best at one of a few rewards."""
+        value, here = self._along_rewards(points, actions), points[..., -1]
+        values = torch.stack([value(here + shift) for shift in REWARD_SHIFTS]).amin(dim=0)
+        # The closed form's answers come first and always stay.
+        values[:, :2] = -torch.inf
+        order = values.argsort(dim=1)[:, :count]
+        kept = points.gather(1, order[..., None].expand(-1, -1, points.shape[2]))
+        return kept, None if actions is None else actions.gather(1, order)
 
     def _known(self, candidates: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """The prior's mean and known records as points (n, K), with their actions (n,)."""
@@ -126,15 +140,7 @@ class Problem:
 
         The gradient is affine in the reward, so without clipping the posterior is quadratic in it.
         """
-        targets, count, width = points.shape
-        flat = None if actions is None else actions.reshape(-1, 1)
-        posterior = self.posterior(flat)
-
-        def value(last: Tensor) -> Tensor:
-            moved = torch.cat([points[..., :-1], last[..., None]], dim=-1)
-            found = posterior.value(moved.reshape(-1, 1, width).to(self.coordinates.mean))
-            return found.reshape(targets, count).double()
-
+        value = self._along_rewards(points, actions)
         here = points[..., -1]
         if self.observations[0].channel.scale_unknown:
             here = _valley(value, here)
@@ -145,6 +151,18 @@ class Problem:
         last = torch.where(fitted < middle, moved, here)
         values = torch.minimum(fitted, middle)
         return torch.cat([points[..., :-1], last[..., None]], dim=-1), values
+
+    def _along_rewards(self, points: Tensor, actions: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Values (T, n) of points (T, n, K) as a function of their rewards (T, n)."""
+        targets, count, width = points.shape
+        posterior = self.posterior(None if actions is None else actions.reshape(-1, 1))
+
+        def value(last: Tensor) -> Tensor:
+            moved = torch.cat([points[..., :-1], last[..., None]], dim=-1)
+            found = posterior.value(moved.reshape(-1, 1, width).to(self.coordinates.mean))
+            return found.reshape(targets, count).double()
+
+        return value
 
     def _joint_starts(self, count: int, generator: torch.Generator) -> Trail:
         """For b records: what sparse factors give, and a draw of b known records."""
@@ -166,6 +184,14 @@ class Problem:
             chosen = torch.stack([z.action for z in records])
             actions = torch.cat([chosen[:, None], actions], dim=1)
         return Trail.begin(points, actions)
+
+    def rewarded(self, trail: Trail) -> Trail:
+        """Single records' searches with the rewards that fit best, and no value yet."""
+        if self.size > 1:
+            return trail
+        actions = None if trail.actions is None else trail.actions[:, :, 0]
+        points, _ = self._best_rewards(trail.points[:, :, 0], actions)
+        return Trail.begin(points[:, :, None], trail.actions)
 
     def values(self, answers: Sequence[Reconstruction]) -> Tensor:
         """Minus log posterior (T,) of other attacks' answers, up to the constant of ``Trail``."""
