@@ -26,6 +26,7 @@ from attacks.posterior_problem import Problem
 from attacks.posterior_search import Trail, anneal, descend, scatter
 from attacks.prior import Prior
 from attacks.registry import register_attack
+from attacks.smoothed_relu import SmoothedReLU
 
 
 @register_attack("map", summary="Bayes-optimal Gauss-Newton under the defence's own noise law")
@@ -42,6 +43,7 @@ class MAP(Attack):
         draws: in each round.
         chains, steps, heat: of the random walks; the first cools from ``heat``, the second, which
             gives the mean, from its square root.
+        widths: of the smoothed networks, in the unit of the pre-activations.
     """
 
     starts: int = 6
@@ -52,6 +54,7 @@ class MAP(Attack):
     chains: int = 8
     steps: int = 200
     heat: float = 30.0
+    widths: tuple[float, ...] = (0.3, 0.1, 0.03)
 
     def unsupported(self, observation: Observation) -> str:
         """Needs one gradient, every parameter of it in a dense layer that is called once."""
@@ -73,6 +76,7 @@ class MAP(Attack):
         generator = torch.Generator().manual_seed(seed)
         starts = problem.starts(self.starts, self.candidates, generator)
         trail = descend(starts, problem.posterior, self.iterations // 2)
+        trail = trail.joined(self._descended_smoothly(starts, problem))
         if problem.size > 1:
             return problem.answers(trail)
         trail = descend(trail.best(2), problem.posterior, self.iterations)
@@ -83,6 +87,14 @@ class MAP(Attack):
             trail, mean = self._walked(trail, problem, self.heat**0.5, generator)
             trail = trail.answered_by(mean)
         return problem.answers(trail)
+
+    def _descended_smoothly(self, starts: Trail, problem: Problem) -> Trail:
+        """Descents on ever less smoothed networks, which ledges do not hold up."""
+        trail = starts
+        for width in self.widths:
+            with SmoothedReLU(width):
+                trail = descend(problem.rewarded(trail), problem.posterior, self.iterations)
+        return descend(problem.rewarded(trail), problem.posterior, self.iterations)
 
     def _scattered(self, trail: Trail, problem: Problem, generator: torch.Generator) -> Trail:
         for _ in range(self.rounds):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,9 @@ from attacks.transitions import Transitions
 
 REWARD_SHIFTS = (-100.0, -30.0, -10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Trial rewards around the prior's guess, in deviations of the equivalent reward."""
+
+ZOOMS = 4
+"""Times that the reward's bracket is narrowed, each time to a fifth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +77,25 @@ class Problem:
             points = torch.cat([torch.stack([p for p, _ in closed]), points], dim=1)
             if actions is not None:
                 actions = torch.cat([torch.stack([a for _, a in closed]), actions], dim=1)
+        if self.observations[0].channel.scale_unknown:
+            points, actions = self._promising(points, actions, 4 * count)
         points, values = self._best_rewards(points, actions)
         order = values.argsort(dim=1)[:, :count]
         chosen = points.gather(1, order[..., None].expand(-1, -1, points.shape[2]))
         taken = None if actions is None else actions.gather(1, order)[..., None]
         return Trail.begin(chosen[:, :, None], taken)
+
+    def _promising(
+        self, points: Tensor, actions: Tensor | None, count: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The ``count`` points (T, n, K) that fit best at one of a few rewards."""
+        value, here = self._along_rewards(points, actions), points[..., -1]
+        values = torch.stack([value(here + shift) for shift in REWARD_SHIFTS]).amin(dim=0)
+        # The closed form's answers come first and always stay.
+        values[:, :2] = -torch.inf
+        order = values.argsort(dim=1)[:, :count]
+        kept = points.gather(1, order[..., None].expand(-1, -1, points.shape[2]))
+        return kept, None if actions is None else actions.gather(1, order)
 
     def _known(self, candidates: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """The prior's mean and known records as points (n, K), with their actions (n,)."""
@@ -123,21 +140,10 @@ class Problem:
 
         The gradient is affine in the reward, so without clipping the posterior is quadratic in it.
         """
-        targets, count, width = points.shape
-        flat = None if actions is None else actions.reshape(-1, 1)
-        posterior = self.posterior(flat)
-
-        def value(last: Tensor) -> Tensor:
-            moved = torch.cat([points[..., :-1], last[..., None]], dim=-1)
-            found = posterior.value(moved.reshape(-1, 1, width).to(self.coordinates.mean))
-            return found.reshape(targets, count).double()
-
+        value = self._along_rewards(points, actions)
         here = points[..., -1]
         if self.observations[0].channel.scale_unknown:
-            # Clipping bends the posterior: first find the valley, with the TD error's sign.
-            shifts = torch.tensor(REWARD_SHIFTS).to(here)
-            tried = torch.stack([value(here + shift) for shift in shifts])
-            here = here + shifts[tried.argmin(dim=0)]
+            here = _valley(value, here)
         middle, up, down = value(here), value(here + 1), value(here - 1)
         slope, bend = (up - down) / 2, (up + down - 2 * middle).clamp_min(1e-30)
         moved = (here - (slope / bend).to(here)).clamp(-1e3, 1e3)
@@ -145,6 +151,18 @@ class Problem:
         last = torch.where(fitted < middle, moved, here)
         values = torch.minimum(fitted, middle)
         return torch.cat([points[..., :-1], last[..., None]], dim=-1), values
+
+    def _along_rewards(self, points: Tensor, actions: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Values (T, n) of points (T, n, K) as a function of their rewards (T, n)."""
+        targets, count, width = points.shape
+        posterior = self.posterior(None if actions is None else actions.reshape(-1, 1))
+
+        def value(last: Tensor) -> Tensor:
+            moved = torch.cat([points[..., :-1], last[..., None]], dim=-1)
+            found = posterior.value(moved.reshape(-1, 1, width).to(self.coordinates.mean))
+            return found.reshape(targets, count).double()
+
+        return value
 
     def _joint_starts(self, count: int, generator: torch.Generator) -> Trail:
         """For b records: what sparse factors give, and a draw of b known records."""
@@ -166,6 +184,14 @@ class Problem:
             chosen = torch.stack([z.action for z in records])
             actions = torch.cat([chosen[:, None], actions], dim=1)
         return Trail.begin(points, actions)
+
+    def rewarded(self, trail: Trail) -> Trail:
+        """Single records' searches with the rewards that fit best, and no value yet."""
+        if self.size > 1:
+            return trail
+        actions = None if trail.actions is None else trail.actions[:, :, 0]
+        points, _ = self._best_rewards(trail.points[:, :, 0], actions)
+        return Trail.begin(points[:, :, None], trail.actions)
 
     def values(self, answers: Sequence[Reconstruction]) -> Tensor:
         """Minus log posterior (T,) of other attacks' answers, up to the constant of ``Trail``."""
@@ -208,3 +234,23 @@ def _open(z: Transitions) -> Transitions:
     """``terminated`` answered NaN: it cannot be known."""
     unknown = torch.full_like(z.reward, torch.nan)
     return Transitions(z.state, z.action, z.reward, z.next_state, unknown)
+
+
+def _valley(value: Callable[[Tensor], Tensor], here: Tensor) -> Tensor:
+    """The rewards near ``here`` where ``value`` is least, element by element.
+
+    Clipping bends the posterior: where only directions are left, the target is in the ratios
+    between networks, and the valley at the temporal-difference error's sign is steep and narrow.
+    """
+    shifts = torch.tensor(REWARD_SHIFTS).to(here)
+    tried = torch.stack([value(here + shift) for shift in shifts])
+    best = tried.argmin(dim=0)
+    low = shifts[(best - 1).clamp_min(0)]
+    high = shifts[(best + 1).clamp_max(len(shifts) - 1)]
+    fractions = torch.linspace(0.1, 0.9, 9).to(here)
+    for _ in range(ZOOMS):
+        width = high - low
+        tried = torch.stack([value(here + low + width * f) for f in fractions])
+        middle = low + width * fractions[tried.argmin(dim=0)]
+        low, high = middle - width / 10, middle + width / 10
+    return here + (low + high) / 2
