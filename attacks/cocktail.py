@@ -74,6 +74,8 @@ class Cocktail(Attack):
         size = observation.batch_size
         if size == 1:
             return "one record is not mixed: analytic reads it in closed form"
+        if observation.local is not None:
+            return "the release sums local steps, whose layers' inputs change from step to step"
         if observation.channel.zeroed:
             return "coordinates that were not sent leave the layers' gradients without low rank"
         layers = mixing_layers(observation)
