@@ -30,7 +30,7 @@ from attacks.observation import Observation, gradient_matching_error
 from attacks.posterior import Coordinates
 from attacks.prior import Prior
 from attacks.registry import register_attack
-from attacks.regression import Regression
+from attacks.regression import CrossFitted
 from attacks.release_features import ReleaseFeatures
 from attacks.simulated_releases import (
     CHUNK,
@@ -97,12 +97,12 @@ class Learned(Attack):
         features = ReleaseFeatures(first, layers, first_layers(first), prior, pilots)
         seen = torch.cat([features(chunk) for chunk in simulated])
         asked = torch.cat([features(chunk) for chunk in received])
-        fitted = Regression.fit(seen, outputs, generator)
+        fitted = CrossFitted.fit(seen, outputs, generator)
         step = GaussNewtonFeatures(first, layers, coordinates)
         for _ in range(self.refinements):
-            seen = torch.cat(list(_steps(step, simulated, fitted(seen))))
+            seen = torch.cat(list(_steps(step, simulated, fitted.estimates)))
             asked = torch.cat(list(_steps(step, received, fitted(asked))))
-            fitted = Regression.fit(seen, outputs, generator)
+            fitted = CrossFitted.fit(seen, outputs, generator)
         error = float(fitted.error[:-1].mean())
         estimates = fitted(asked)
         return [

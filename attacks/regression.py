@@ -3,6 +3,9 @@
 What the training data cannot support is taken away on data held out: each output's ridge strength,
 the network's number of epochs, and at last a factor in [0, 1] on each output's deviation from its
 mean. Where the features say nothing the answer is therefore the mean.
+
+A regression that builds on another's estimates must see them as they are on new data. So every
+sample is estimated by a regression that was fitted without it (cross-fitting).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FOLDS = 3
 HELD_OUT = 6
 """Every sixth sample is held out."""
 HIDDEN = 256
@@ -30,10 +34,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """A fitted map of features (n, F) to outputs (n, K).
-
-    ``error`` (K,): mean squared error on the held-out samples, in units of the outputs' variance.
-    """
+    """A fitted map of features (n, F) to outputs (n, K)."""
 
     _in_mean: Tensor
     _in_std: Tensor
@@ -42,7 +43,6 @@ class Regression:
     _out_mean: Tensor
     _out_std: Tensor
     _trust: Tensor
-    error: Tensor
 
     @classmethod
     def fit(cls, features: Tensor, outputs: Tensor, generator: torch.Generator) -> Regression:
@@ -56,15 +56,45 @@ class Regression:
         weights = _network(x, y - x @ ridge, held, generator)
         guess = (x @ ridge + _forward(weights, x))[held]
         trust = (guess * y[held]).sum(dim=0) / guess.square().sum(dim=0).clamp_min(1e-12)
-        trust = trust.clamp(0.0, 1.0)
-        error = (trust * guess - y[held]).square().mean(dim=0)
-        return cls(in_mean, in_std, ridge, weights, out_mean, out_std, trust, error)
+        return cls(in_mean, in_std, ridge, weights, out_mean, out_std, trust.clamp(0.0, 1.0))
 
     def __call__(self, features: Tensor) -> Tensor:
         """(n, F) to (n, K)."""
         x = ((features - self._in_mean) / self._in_std).clamp(-LIMIT, LIMIT)
         guess = self._trust * (x @ self._ridge + _forward(self._weights, x))
         return self._out_mean + self._out_std * guess
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFitted:
+    """The mean of ``FOLDS`` regressions, each fitted without one fold of the samples.
+
+    Attributes:
+        estimates: (n, K) of the samples themselves, each by the regression that has not seen it.
+        error: (K,) mean squared error of ``estimates`` in units of the outputs' variance.
+    """
+
+    _regressions: Sequence[Regression]
+    estimates: Tensor
+    error: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, outputs: Tensor, generator: torch.Generator) -> CrossFitted:
+        """Fits (n, F) to (n, K); all randomness is the generator's."""
+        fold = torch.arange(len(features), device=features.device) % FOLDS
+        regressions, estimates = [], torch.zeros_like(outputs)
+        for index in range(FOLDS):
+            inside = fold == index
+            fitted = Regression.fit(features[~inside], outputs[~inside], generator)
+            estimates[inside] = fitted(features[inside])
+            regressions.append(fitted)
+        variance = outputs.var(dim=0, correction=0).clamp_min(1e-12)
+        error = (estimates - outputs).square().mean(dim=0) / variance
+        return cls(regressions, estimates, error)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(n, F) to (n, K)."""
+        return torch.stack([fitted(features) for fitted in self._regressions]).mean(dim=0)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
