@@ -96,18 +96,17 @@ def _quantize(
 ) -> Tensor:
     """Unbiased rounding to ``points`` values between -max and +max of each tensor and row."""
     intervals = mechanism["points"] - 1
+    # Counted in steps from zero, which is a point of the grid or lies half-way between two.
+    offset = 0.5 * (intervals % 2)
     parts = []
     for part in releases.split(list(sizes), dim=1):
-        largest = part.abs().amax(dim=1, keepdim=True)
-        width = 2 * largest / intervals
-        place = (part + largest) / width.clamp_min(torch.finfo(part.dtype).tiny)
-        # A tensor of zeros, or a value at a grid point, must not move by the sum's rounding.
-        nearest = place.round()
-        exact = (place - nearest).abs() < intervals * torch.finfo(part.dtype).eps
-        chance = torch.where(exact, nearest, place)
+        width = part.abs().amax(dim=1, keepdim=True) * (2 / intervals)
+        place = part / width.clamp_min(torch.finfo(part.dtype).tiny) + offset
+        lower = place.floor()
         draw = torch.rand(part.shape, dtype=part.dtype, device=part.device, generator=generator)
-        code = (chance.floor() + (draw < chance.frac())).clamp_(0, intervals)
-        parts.append((code - intervals / 2) * width)
+        code = lower + (draw < place - lower).to(part.dtype) - offset
+        # Rounding may put the largest coordinate beyond the grid.
+        parts.append(code.clamp_(-intervals / 2, intervals / 2) * width)
     return torch.cat(parts, dim=1)
 
 

@@ -27,10 +27,10 @@ CHUNK = 64
 class PriorDraws:
     """Records as an adversary with few samples expects them: a smoothed bootstrap.
 
-    A draw is a known record moved by Gaussian noise and shrunk towards the mean by as much as keeps
-    the covariance (West 1993), in coordinates where the prior's covariance is the identity. The
-    bandwidth is Silverman's: with few samples in many dimensions draws are nearly Gaussian, with
-    many they follow the samples.
+    A draw is a known record shrunk towards the mean and moved by the prior's Gaussian, so that the
+    covariance lies between the samples' and the prior's shrunk one (West 1993). The bandwidth is
+    Silverman's: with few samples in many dimensions draws are nearly Gaussian, with many they
+    follow the samples.
     """
 
     coordinates: Coordinates
