@@ -69,6 +69,9 @@ class GaussNewtonFeatures:
         """The releases with their precisions at an estimate; logarithms of the residuals."""
         expected = record_gradients(self.observation, self.layers, here)
         channel, start = self.observation.channel, 0
+        if channel.clip is not None:
+            norm = expected.norm(dim=1, keepdim=True).clamp_min(torch.finfo(expected.dtype).tiny)
+            expected = expected * (channel.clip / norm).clamp_max(1.0)
         gradient, precision, sent, shares = {}, {}, {}, []
         for name, parameter in self.observation.parameters.items():
             place = slice(start, start + parameter.numel())

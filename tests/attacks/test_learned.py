@@ -10,11 +10,12 @@ import torch
 
 from attacks import Channel, Observation, Prior, Reconstruction, Transitions, get_attack
 from attacks.channel_simulation import ChannelSimulation
+from attacks.gauss_newton_features import GaussNewtonFeatures
 from attacks.gradients import dense_layers
 from attacks.posterior import Coordinates
 from attacks.regression import CrossFitted
 from attacks.scores import Reference, score
-from attacks.simulated_releases import PriorDraws, SimulatedReleases, record_gradients
+from attacks.simulated_releases import PriorDraws, SimulatedReleases, record_gradients, standardised
 from tests.attacks.conftest import Client
 
 ROWS = list(range(600, 2000, 90))
@@ -92,6 +93,28 @@ def test_learned_reads_composed_channels(
     answers = get_attack("learned", **SMALL).reconstruct_many(observations, prior=known[0], seed=0)
     error, blind = nmse(answers, truth, known)
     assert error < 0.5 * blind
+
+
+def test_a_step_from_the_truth_stays_there_also_under_clipping(
+    hopper: Transitions, known: tuple[Prior, Reference]
+) -> None:
+    client, prior = Client.build(11, 3, hidden=32), known[0]
+    truth = [hopper[row] for row in ROWS[:4]]
+    norm = float(client.observe(truth[0]).flat_gradient().norm())
+    mechanism = {"mechanism": "dp-sgd", "clip_norm": 0.01 * norm, "noise_std": 0.0}
+    observations = released(client, truth, mechanism)
+    layers = dense_layers(observations[0])
+    assert layers is not None
+    coordinates = Coordinates.of(observations[0], layers, prior)
+    z = Transitions.cat(truth)
+    rewards = coordinates.equivalent_rewards(observations[0], layers, z)
+    deviation = coordinates.encode(z, rewards)[:, -1:]
+    exact = torch.cat([standardised(z, prior), deviation], dim=1)
+    step = GaussNewtonFeatures(observations[0], layers, coordinates)
+    found = step(torch.stack([o.flat_gradient() for o in observations]), exact)
+    assert float((found[:, 15:29] - exact[:, :14]).abs().max()) < 1e-3
+    residuals = found[:, 30 : 30 + len(observations[0].gradient)]
+    assert float(residuals.max()) < -6
 
 
 def test_learned_answers_the_prior_mean_where_noise_hides_everything(
