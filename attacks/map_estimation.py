@@ -76,9 +76,9 @@ class MAP(Attack):
         generator = torch.Generator().manual_seed(seed)
         starts = problem.starts(self.starts, self.candidates, generator)
         trail = descend(starts, problem.posterior, self.iterations // 2)
-        trail = trail.joined(self._descended_smoothly(starts, problem))
         if problem.size > 1:
             return problem.answers(trail)
+        trail = trail.joined(self._descended_smoothly(starts, problem))
         trail = descend(trail.best(2), problem.posterior, self.iterations)
         trail = self._scattered(trail, problem, generator)
         if observations[0].channel.random:
