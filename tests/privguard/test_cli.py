@@ -186,6 +186,8 @@ def test_ctrl_c_stops_with_a_hint(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # Who runs the tests in the background may have them ignore Ctrl-C, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     while not (tmp_path / "run" / "records.sqlite").exists():
         time.sleep(0.05)
