@@ -54,14 +54,12 @@ class Coordinates:
         """The coordinates of the adversary's prior for one model and loss."""
         template = observation.template
         like = next(iter(observation.parameters.values())).detach()
-        size = template.state_size if template.discrete else len(prior.joint_mean)
-        covariance = prior.joint_covariance()[:size, :size].double()
-        values, vectors = torch.linalg.eigh(covariance)
+        mean, factor = prior.whitening()
         blind = cls(
             template=template,
             prior=prior,
-            mean=prior.joint_mean[:size].to(like),
-            factor=(vectors * values.clamp_min(1e-12).sqrt()).to(like),
+            mean=mean.to(like),
+            factor=factor.to(like),
             reward_offset=0.0,
             reward_std=BLIND_REWARD,
         )

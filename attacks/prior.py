@@ -187,6 +187,18 @@ class Prior:
         shrunk.diagonal().fill_(1.0)
         return shrunk * std[:, None] * std[None, :]
 
+    def whitening(self) -> tuple[Tensor, Tensor]:
+        """Mean (K,) and a square root (K, K) of the covariance of what a search may move, float64.
+
+        That is [state, action] where actions are a box, the state alone where they are discrete.
+        """
+        template = self.template
+        size = template.state_size if template.discrete else len(self.joint_mean)
+        covariance = self.joint_covariance()[:size, :size].double()
+        values, vectors = torch.linalg.eigh(covariance)
+        factor = vectors * values.clamp_min(1e-12).sqrt()
+        return self.joint_mean[:size].double(), factor
+
     def transition(self, state: Tensor, action: Tensor) -> Tensor:
         """Learned f(s, a), differentiable: (B, *state_shape) to the same shape.
 

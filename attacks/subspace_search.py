@@ -52,16 +52,8 @@ class Whitened:
     @classmethod
     def of(cls, prior: Prior, template: Template, like: Tensor) -> Whitened:
         """For models of the type and device of ``like``."""
-        size = template.state_size if template.discrete else len(prior.joint_mean)
-        values, vectors = torch.linalg.eigh(prior.joint_covariance()[:size, :size].double())
-        mean = prior.mean_transitions(1, template).to(dtype=like.dtype, device=like.device)
-        return cls(
-            template,
-            prior.joint_mean[:size].double(),
-            vectors * values.clamp_min(1e-12).sqrt(),
-            mean.next_state,
-            mean.reward,
-        )
+        blind = prior.mean_transitions(1, template).to(dtype=like.dtype, device=like.device)
+        return cls(template, *prior.whitening(), blind.next_state, blind.reward)
 
     def draws(self, prior: Prior, count: int, generator: torch.Generator) -> Tensor:
         """Points (count, K): known records in random order, then draws from the Gaussian."""
