@@ -75,13 +75,13 @@ def _gaussian(
 def _clip(
     releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
 ) -> Tensor:
-    return _clipped(releases, mechanism["norm"])
+    return clipped(releases, mechanism["norm"])
 
 
 def _clip_record(
     releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
 ) -> Tensor:
-    return _clipped(releases, mechanism["clip_norm"])
+    return clipped(releases, mechanism["clip_norm"])
 
 
 def _dp_sgd(
@@ -126,7 +126,8 @@ def _secagg(
     return releases.unflatten(0, (-1, mechanism["clients"])).mean(dim=1)
 
 
-def _clipped(releases: Tensor, limit: float) -> Tensor:
+def clipped(releases: Tensor, limit: float) -> Tensor:
+    """Rows (n, P), scaled down to norm ``limit`` where they are longer."""
     norm = releases.norm(dim=1, keepdim=True).clamp_min(torch.finfo(releases.dtype).tiny)
     return releases * (limit / norm).clamp_max(1.0)
 

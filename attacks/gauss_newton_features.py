@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.channel_simulation import clipped
 from attacks.gradients import LinearLayer
 from attacks.normal_equations import NormalEquations, Received
 from attacks.observation import Observation
@@ -70,8 +71,7 @@ class GaussNewtonFeatures:
         expected = record_gradients(self.observation, self.layers, here)
         channel, start = self.observation.channel, 0
         if channel.clip is not None:
-            norm = expected.norm(dim=1, keepdim=True).clamp_min(torch.finfo(expected.dtype).tiny)
-            expected = expected * (channel.clip / norm).clamp_max(1.0)
+            expected = clipped(expected, channel.clip)
         gradient, precision, sent, shares = {}, {}, {}, []
         for name, parameter in self.observation.parameters.items():
             place = slice(start, start + parameter.numel())
