@@ -26,10 +26,10 @@ from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
 from attacks.first_layers import FirstLayer, first_layers
-from attacks.observation import Observation, gradient_matching_error
+from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import register_attack
-from attacks.rewards import explain
+from attacks.rewards import Explained, explain, reconstruction
 from attacks.transitions import Transitions, unflatten_state_action
 
 
@@ -69,18 +69,8 @@ class Analytic(Attack):
                 candidates = list(torch.arange(observation.template.action_count)[:, None])
             candidates = [a.to(like.device) for a in candidates]
         explained = [_explain(observation, state, a, prior) for a in candidates]
-        z, residual = min(explained, key=lambda answer: answer[1])
-        if z.reward.isnan().any():
-            notes.append("reward not identifiable")
-        gme = math.nan
-        if not any(x.isnan().any() for x in (z.action, z.reward, z.next_state)):
-            gme = gradient_matching_error(observation, _with_terminated(z, 0.0))
-        return Reconstruction(
-            transitions=_with_terminated(observation.template.clamp(z), math.nan),
-            objective=residual,
-            gme=gme,
-            notes="; ".join(["next state predicted by the prior", *notes]),
-        )
+        best = min(explained, key=lambda answer: answer.residual)
+        return reconstruction(observation, best, notes)
 
 
 def _read_rows(observation: Observation, layers: list[FirstLayer]) -> Tensor:
@@ -127,51 +117,11 @@ def _surviving_ratio(stacked: Tensor) -> tuple[Tensor, Tensor]:
     return (sent * weight * bias).sum(dim=0) / energy.clamp_min(1e-300), energy
 
 
-def _explain(
-    observation: Observation, state: Tensor, action: Tensor, prior: Prior
-) -> tuple[Transitions, float]:
-    """Completes (s, a) with s' = f(s, a) and the reward that fits; also the relative residual.
-
-    With g(r) = g0 + r g1, fits the received gradient by c0 g0 + c1 g1. The factor c0 is one, or
-    free if the channel may have rescaled; then r = c1 / c0 is defined only if g0 and g1 differ in
-    direction.
-    """
-    known = not (action.is_floating_point() and action.isnan().any())
-    predicted = prior.predict(state, action) if known else None
-    nan = torch.full_like(state.reshape(1, -1)[:, 0], math.nan)
-    next_state = predicted[0].to(state) if predicted else torch.full_like(state, math.nan)
-    unexplained = Transitions(state, action, nan, next_state, torch.zeros_like(nan))
-    if not known:
-        return unexplained, math.nan
-    if observation.local is not None:  # not affine in r
-        explained = explain(observation, state, action, prior)
-        return explained.transitions, explained.residual
-    # The residual judges (s, a) also where s' is unknown: y absorbs whatever s' would say.
-    base = Transitions(
-        state, action, torch.zeros_like(nan), state if predicted is None else next_state, nan * 0
-    )
-    base = _with_terminated(base, 0.0)
-    unit = Transitions(state, action, base.reward + 1, base.next_state, base.terminated)
-    received = observation.flat_gradient().detach().cpu().double()
-    g0 = observation.flat_gradient_at(base).cpu().double()
-    g1 = observation.flat_gradient_at(unit).cpu().double() - g0
-    if observation.channel.scale_unknown:
-        design = torch.stack([g0, g1], dim=1)
-        fit = torch.linalg.lstsq(design, received[:, None], driver="gelsd").solution[:, 0]
-        cosine = float(g0 @ g1 / (g0.norm() * g1.norm()).clamp_min(1e-300))
-        identified = abs(cosine) < 1 - 1e-6 and float(fit[0]) > 0
-        reward = float(fit[1] / fit[0]) if identified else math.nan
-        residual = received - design @ fit
-    else:
-        reward = float((received - g0) @ g1 / (g1 @ g1).clamp_min(1e-300))
-        residual = received - g0 - reward * g1
-    relative = float(residual.norm() / received.norm().clamp_min(1e-300))
-    if predicted is None:
-        return unexplained, relative
-    answer = Transitions(state, action, torch.full_like(nan, reward), next_state, base.terminated)
-    return answer, relative
-
-
-def _with_terminated(z: Transitions, value: float) -> Transitions:
-    terminated = torch.full_like(z.reward, value)
-    return Transitions(z.state, z.action, z.reward, z.next_state, terminated)
+def _explain(observation: Observation, state: Tensor, action: Tensor, prior: Prior) -> Explained:
+    """Completes (s, a), unless part of the action could not be read."""
+    if not (action.is_floating_point() and bool(action.isnan().any())):
+        return explain(observation, state, action, prior)
+    unknown = torch.full_like(state.reshape(1, -1)[:, 0], math.nan)
+    next_state = torch.full_like(state, math.nan)
+    z = Transitions(state, action, unknown, next_state, torch.zeros_like(unknown))
+    return Explained(z, math.nan)

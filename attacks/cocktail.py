@@ -33,10 +33,10 @@ from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
 from attacks.gradients import LinearLayer
-from attacks.observation import Observation, gradient_matching_error
+from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import register_attack
-from attacks.rewards import explain, taken_actions
+from attacks.rewards import explain, reconstruction, taken_actions
 from attacks.row_spaces import RowSpace, mixing_layers
 from attacks.subspace_search import Inputs, Whitened, choose, least_explained, search
 from attacks.transitions import Transitions, unflatten_state_action
@@ -161,23 +161,5 @@ def _completed(
         state, action = unflatten_state_action(rows, template)
     inside = template.clamp(Transitions(state, action, zero, state, zero))
     explained = explain(observation, inside.state, inside.action, prior)
-    z = explained.transitions
-    known = not bool(z.next_state.isnan().any())
-    notes = ["next state predicted by the prior" if known else "next state unknown to the prior"]
-    if told < size:
-        notes.append(f"{told} of {size} records told apart")
-    gme = math.nan
-    if bool(z.reward.isnan().any()):
-        notes.append("some rewards not identifiable")
-    else:
-        gme = gradient_matching_error(observation, z)
-    unknown = torch.full_like(z.reward, math.nan)
-    clamped = template.clamp(z)
-    return Reconstruction(
-        transitions=Transitions(
-            clamped.state, clamped.action, clamped.reward, clamped.next_state, unknown
-        ),
-        objective=explained.residual,
-        gme=gme,
-        notes="; ".join(notes),
-    )
+    notes = [f"{told} of {size} records told apart"] if told < size else []
+    return reconstruction(observation, explained, notes)

@@ -10,12 +10,14 @@ affine in the rewards, through the weights of later steps, and they take several
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attacks.observation import Observation
+from attacks.attack import Reconstruction
+from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import Prior
 from attacks.transitions import Transitions
 
@@ -107,6 +109,31 @@ def _rewards_by_chords(observation: Observation, base: Transitions) -> tuple[Ten
 
 def _with_rewards(z: Transitions, rewards: Tensor) -> Transitions:
     return Transitions(z.state, z.action, rewards, z.next_state, z.terminated)
+
+
+def reconstruction(
+    observation: Observation, explained: Explained, notes: Sequence[str]
+) -> Reconstruction:
+    """The answer of an attack that found (s, a), in its known ranges; ``terminated`` is unknown."""
+    z = explained.transitions
+    lines = ["next state predicted by the prior", *notes]
+    if bool(z.next_state.isnan().any()):
+        lines[0] = "next state unknown to the prior"
+    gme = math.nan
+    if bool(z.reward.isnan().any()):
+        lines.append("some rewards not identifiable")
+    else:
+        gme = gradient_matching_error(observation, z)
+    clamped = observation.template.clamp(z)
+    unknown = torch.full_like(z.reward, math.nan)
+    return Reconstruction(
+        transitions=Transitions(
+            clamped.state, clamped.action, clamped.reward, clamped.next_state, unknown
+        ),
+        objective=explained.residual,
+        gme=gme,
+        notes="; ".join(lines),
+    )
 
 
 def taken_actions(observation: Observation, state: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:

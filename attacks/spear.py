@@ -19,7 +19,6 @@ Next states and rewards are completed as in ``rewards``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,10 +27,10 @@ from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
 from attacks.dense_stacks import Hidden, Stack, dense_stacks, rectified_layers
-from attacks.observation import Observation, gradient_matching_error
+from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import register_attack
-from attacks.rewards import Explained, explain, taken_actions
+from attacks.rewards import Explained, explain, reconstruction, taken_actions
 from attacks.transitions import Transitions, unflatten_state_action
 from attacks.unmixing import Unmixed, capacity, sparse_capacity, unmix, unmix_sparse
 
@@ -190,28 +189,11 @@ def _records(
 
 
 def _reconstruction(observation: Observation, answer: _Answer) -> Reconstruction:
-    z = answer.explained.transitions
-    gme = math.nan
-    if not bool(z.reward.isnan().any()):
-        gme = gradient_matching_error(observation, z)
-    known = not bool(z.next_state.isnan().any())
-    notes = ["next state predicted by the prior" if known else "next state unknown to the prior"]
-    size = observation.batch_size
+    size, notes = observation.batch_size, []
     if observation.channel.noise_std > 0:
         notes.append("exactness is lost to noise")
     if answer.accepted < size:
         notes.append(f"{answer.accepted} of {size} records told apart")
     if not _is_done(observation, answer):
         notes.append("the answer does not explain the gradient")
-    if bool(z.reward.isnan().any()):
-        notes.append("some rewards not identifiable")
-    unknown = torch.full_like(z.reward, math.nan)
-    clamped = observation.template.clamp(z)
-    return Reconstruction(
-        transitions=Transitions(
-            clamped.state, clamped.action, clamped.reward, clamped.next_state, unknown
-        ),
-        objective=answer.explained.residual,
-        gme=gme,
-        notes="; ".join(notes),
-    )
+    return reconstruction(observation, answer.explained, notes)
