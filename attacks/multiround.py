@@ -82,7 +82,7 @@ def reconstruct_history(
         prior: knowledge beforehand, samples at least.
         seed: of the attack on each release.
         attack: on each release; ``spear`` unless given.
-        passes: of stitching; each learns the dynamics from the one before.
+        passes: of stitching, at least one; each learns the dynamics from the one before.
 
     Raises:
         ValueError: the prior holds no samples, or no release could be explained.
@@ -99,11 +99,9 @@ def reconstruct_history(
     if not found:
         raise ValueError("no release could be explained")
     linked = _link(found, prior)
-    learnt, history = prior, None
-    for _ in range(passes):
-        history = _stitch(linked, learnt, len(found))
-        learnt = _relearn(prior, history)
-    assert history is not None
+    history = _stitch(linked, prior, len(found))
+    for _ in range(passes - 1):
+        history = _stitch(linked, _relearn(prior, history), len(found))
     return history
 
 
