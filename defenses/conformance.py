@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from defenses.pipeline import Defense, parse
 from defenses.registry import get_defense_info
@@ -83,14 +84,14 @@ def _failures(defense: Defense) -> Iterator[str]:
 
 def _case(rows_per_client: int = BATCH_SIZE) -> _Case:
     generator = torch.Generator().manual_seed(7)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        module = nn.Sequential(
-            nn.Linear(5, 12),
-            nn.LayerNorm(12, elementwise_affine=False),
-            nn.ReLU(),
-            nn.Linear(12, 1),
-        )
+    module = nn.Sequential(
+        skip_init(nn.Linear, 5, 12),
+        nn.LayerNorm(12, elementwise_affine=False),
+        nn.ReLU(),
+        skip_init(nn.Linear, 12, 1),
+    )
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -0.4, 0.4, generator=generator)
     rows = CLIENTS * rows_per_client
     return _Case(
         module,
