@@ -9,9 +9,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from attacks import Channel, Observation, Transitions
+from attacks import Channel, Observation, Reconstruction, Template, Transitions
 
 torch.set_num_threads(1)
 
@@ -86,6 +87,31 @@ class Client:
             template=z.template(action_low=-1.0, action_high=1.0),
             channel=channel or Channel(),
         )
+
+
+def observe_quantiles(model: nn.Module, z: Transitions, template: Template) -> Observation:
+    """The undefended release of a model whose several outputs a record are all drawn to r."""
+
+    def loss(m: nn.Module, z: Transitions) -> Tensor:
+        values = m(torch.cat([z.state, z.action], dim=1))
+        return (values - z.reward[:, None]).square().sum(dim=1).mean()
+
+    gradient = torch.autograd.grad(loss(model, z), list(model.parameters()))
+    names = [n for n, _ in model.named_parameters()]
+    return Observation(model, dict(zip(names, gradient, strict=True)), loss, len(z), template)
+
+
+def relative_errors(rows: Tensor, truth: Transitions) -> Tensor:
+    """Relative error of (s, a) of each true record, after the best assignment."""
+    true = torch.cat([truth.state, truth.action], dim=1).double()
+    distance = torch.cdist(rows.double(), true) / true.norm(dim=1)
+    ours, theirs = linear_sum_assignment(distance.numpy())
+    return distance[ours, theirs]
+
+
+def errors(answer: Reconstruction, truth: Transitions) -> Tensor:
+    z = answer.transitions
+    return relative_errors(torch.cat([z.state, z.action], dim=1), truth)
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import nn
 
-from attacks import Channel, Observation, Prior, Reconstruction, Transitions, get_attack
+from attacks import Channel, Observation, Prior, Transitions, get_attack
 from attacks.conformance import box_problem
 from attacks.gradients import LinearCalls
 from attacks.row_spaces import RowSpace, mixing_layers
 from attacks.scores import Reference, score
-from tests.attacks.conftest import Client
+from tests.attacks.conftest import Client, errors, observe_quantiles
 
 
 def split(z: Transitions, batch: int) -> tuple[Transitions, Prior, Reference]:
@@ -34,21 +33,12 @@ def noisy(observation: Observation, std: float) -> Observation:
     return replace(observation, gradient=received, channel=Channel(noise_std=std))
 
 
-def worst_error(answer: Reconstruction, truth: Transitions) -> float:
-    """Largest relative error of (s, a) after the best assignment."""
-    z = answer.transitions
-    ours = torch.cat([z.state, z.action], dim=1).double()
-    true = torch.cat([truth.state, truth.action], dim=1).double()
-    distance = torch.cdist(ours, true) / true.norm(dim=1)
-    return float(distance[linear_sum_assignment(distance.numpy())].max())
-
-
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_batches_are_exact_without_noise(hopper: Transitions, layer_norm: bool) -> None:
     truth, prior, _ = split(hopper, 6)
     client = Client.build(11, 3, layer_norm=layer_norm)
     answer = get_attack("cocktail").reconstruct(client.observe(truth), prior=prior, seed=0)
-    assert worst_error(answer, truth) < 1e-3
+    assert float(errors(answer, truth).max()) < 1e-3
     assert answer.objective < 1e-4
     assert "told apart" not in answer.notes
 
@@ -62,19 +52,10 @@ def test_smooth_activations_and_several_outputs_a_record(hopper: Transitions) ->
             nn.Linear(14, 96), nn.LayerNorm(96), nn.SiLU(), nn.Linear(96, 96), nn.Tanh(),
             nn.Linear(96, 5),
         )  # fmt: skip
-
-    def loss(m: nn.Module, z: Transitions) -> Tensor:
-        values = m(torch.cat([z.state, z.action], dim=1))
-        return (values - z.reward[:, None]).square().sum(dim=1).mean()
-
-    gradient = torch.autograd.grad(loss(model, truth), list(model.parameters()))
-    names = [n for n, _ in model.named_parameters()]
-    observation = Observation(
-        model, dict(zip(names, gradient, strict=True)), loss, 6, prior.template
-    )
+    observation = observe_quantiles(model, truth, prior.template)
     assert get_attack("spear").unsupported(observation)
     answer = get_attack("cocktail").reconstruct(observation, prior=prior, seed=0)
-    assert worst_error(answer, truth) < 1e-2
+    assert float(errors(answer, truth).max()) < 1e-2
 
 
 def test_noise_takes_accuracy_gradually(hopper: Transitions) -> None:
@@ -128,7 +109,7 @@ def test_order_of_records_does_not_matter_and_seeds_decide(hopper: Transitions) 
     )
     assert torch.equal(first.state, again.state)
     flipped = attack.reconstruct(client.observe(truth[[2, 1, 0]]), prior=prior, seed=0)
-    assert worst_error(flipped, truth) < 1e-3
+    assert float(errors(flipped, truth).max()) < 1e-3
 
 
 def test_it_says_why_it_cannot(hopper: Transitions) -> None:

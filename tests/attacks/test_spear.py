@@ -6,16 +6,21 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from attacks import Channel, Observation, Prior, Reconstruction, Transitions, get_attack
+from attacks import Channel, Observation, Prior, Transitions, get_attack
 from attacks.binary_factors import Subspace, binary_vectors, independent
 from attacks.conformance import chain_problem
 from attacks.dense_stacks import dense_stacks, rectified_layers
 from attacks.sparse_factors import sparse_vectors
 from attacks.unmixing import unmix_sparse
-from tests.attacks.conftest import Client, random_transitions
+from tests.attacks.conftest import (
+    Client,
+    errors,
+    observe_quantiles,
+    random_transitions,
+    relative_errors,
+)
 
 ENVIRONMENTS = {
     "ant": ("Ant-v5", {"include_cfrc_ext_in_observation": False}),
@@ -64,19 +69,6 @@ def trained(client: Client, z: Transitions, updates: int) -> Client:
 def pick(z: Transitions, rows: int, seed: int = 0) -> Transitions:
     generator = torch.Generator().manual_seed(seed)
     return z[300 + torch.randperm(len(z) - 300, generator=generator)[:rows]]
-
-
-def relative_errors(rows: Tensor, truth: Transitions) -> Tensor:
-    """Relative error of (s, a) of each true record, after the best assignment."""
-    true = torch.cat([truth.state, truth.action], dim=1).double()
-    distance = torch.cdist(rows.double(), true) / true.norm(dim=1)
-    ours, theirs = linear_sum_assignment(distance.numpy())
-    return distance[ours, theirs]
-
-
-def errors(answer: Reconstruction, truth: Transitions) -> Tensor:
-    z = answer.transitions
-    return relative_errors(torch.cat([z.state, z.action], dim=1), truth)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -161,16 +153,7 @@ def test_several_outputs_a_record_leave_the_first_layer(steps: dict[str, Transit
         model = nn.Sequential(
             nn.Linear(35, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 5)
         )
-
-    def loss(m: nn.Module, z: Transitions) -> Tensor:
-        values = m(torch.cat([z.state, z.action], dim=1))
-        return (values - z.reward[:, None]).square().sum(dim=1).mean()
-
-    gradient = torch.autograd.grad(loss(model, truth), list(model.parameters()))
-    names = [n for n, _ in model.named_parameters()]
-    observation = Observation(
-        model, dict(zip(names, gradient, strict=True)), loss, 6, truth.template()
-    )
+    observation = observe_quantiles(model, truth, truth.template())
     assert dense_stacks(observation) == []
     prior = Prior.none(truth.template())
     answer = get_attack("spear").reconstruct(observation, prior=prior, seed=0)

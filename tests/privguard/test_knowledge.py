@@ -144,6 +144,8 @@ def test_an_attack_without_its_knowledge_is_skipped_with_the_reason(
 
 
 def test_the_stand_in_of_an_attack_runs_only_where_that_one_cannot() -> None:
+    assert default_attacks(SAMPLES, "smoke") == ("analytic", "rgia")
+    assert default_attacks(NONE, "smoke") == ("analytic", "rgia", "rgia-zero")
     assert "rgia-zero" not in default_attacks(SAMPLES)
     assert "rgia-zero" not in default_attacks(SIMULATOR)
     assert "rgia-zero" in default_attacks(NONE)
