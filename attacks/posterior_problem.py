@@ -91,7 +91,7 @@ class Problem:
         """The ``count`` points (T, n, K) that fit best at one of a few rewards."""
         value, here = self._along_rewards(points, actions), points[..., -1]
         values = torch.stack([value(here + shift) for shift in REWARD_SHIFTS]).amin(dim=0)
-        # The closed form's answers come first and always stay.
+        # The closed form's two answers come first and always stay; without it, the prior's mean.
         values[:, :2] = -torch.inf
         order = values.argsort(dim=1)[:, :count]
         kept = points.gather(1, order[..., None].expand(-1, -1, points.shape[2]))

@@ -55,7 +55,8 @@ class TD3Settings(Specification):
     local_steps: Positive = 1
     """Gradient steps of a client in a round, each on a minibatch; 1 is FedSGD, more FedAvg."""
     local_critic_learning_rate: float = Field(default=1e-4, ge=0)
-    """Of the client's plain gradient steps, public. A trained Hopper critic bears up to 7e-4."""
+    """Of the client's plain gradient steps, public; small, since plain steps diverge where the loss
+    is steep."""
     local_actor_learning_rate: float = Field(default=1e-3, ge=0)
 
 
@@ -207,7 +208,7 @@ class CellSpec(Specification):
 
 
 _RECIPES: dict[str, TD3Settings] = {
-    # Half the data a round at no loss of return, and an earlier fall of the rates for its gait.
+    # Small minibatches and an early fall of the rates: Ant's gait needs many rounds, then calm.
     "ant": TD3Settings(batch_size=32, decay_from=0.3),
 }
 """Recipes that differ from their agent's own."""
