@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from privguard.records import ReleaseKind
 from privguard.reporting.flags import by_privacy, privacy_sign
 from privguard.reporting.frontier import FrontierRow, headline
-from privguard.reporting.frontier_axes import CLIP_BELOW
+from privguard.reporting.frontier_axes import CLIP_BELOW, horizontal_axis
 from privguard.reporting.statistics import mean_or_none
 from privguard.reporting.style import (
     GREY,
@@ -62,6 +62,9 @@ def levels_figure(rows: Sequence[FrontierRow], *, release: ReleaseKind = "probe"
     grid[0, 0].set_ylabel("reconstruction accuracy")
     grid[0, 0].set_ylim(-0.04, 1.06)
     grid[1, 0].set_ylabel("normalised return" if normalized else "return")
+    if normalized:
+        axis = horizontal_axis(drawable)
+        grid[1, 0].set_ylim(axis.low, axis.high)
     figure.legend(
         handles=_legend(dashes),
         loc="outside lower center",
@@ -125,8 +128,6 @@ def _reward(
     control = mean_or_none(getattr(row, f"{name}_mean") for row in all_rows if row.undefended)
     if control is not None:
         axes.axhline(control, color=INK, linewidth=1, zorder=1)
-    if normalized:
-        axes.set_ylim(CLIP_BELOW - 0.06, 1.2)
 
 
 def _measured(
