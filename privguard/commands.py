@@ -14,6 +14,7 @@ from privguard.executors import Event, Executor, Failed, Finished, LocalProcesse
 from privguard.knowledge import Knowledge
 from privguard.options import (
     budget_by_name,
+    calibrated_defenses,
     check_knowledge,
     check_spec,
     default_attacks,
@@ -88,11 +89,13 @@ def train_command(
     if seed < 0:
         raise BadInput(f"--seed {seed}: must be 0 or more")
     positive("--local-steps", local_steps)
+    name = budget_by_name(budget_name)
     with plugins():
+        (text,) = calibrated_defenses([defense], env, name)
         grid = (
             DefenseGrid(template="none", levels=())
-            if defense == "none"
-            else parse_grid(defense, clients=4)
+            if text == "none"
+            else parse_grid(text, clients=4)
         )
     if len(grid.levels) > 1:
         raise BadInput(
@@ -105,7 +108,7 @@ def train_command(
         attacks=(),
         seeds=seed + 1,
         local_steps=local_steps,
-        budget=budget_by_name(budget_name),
+        budget=name,
     )
     check_spec(spec)
     cell = CellSpec(

@@ -13,7 +13,7 @@ from privguard.catalogue import nearest
 from privguard.environments import environment_spec
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge, chosen_knowledge
-from privguard.spec import BudgetName, SweepSpec, budget
+from privguard.spec import BudgetName, SweepSpec, agent_settings, budget
 
 
 def make_spec(
@@ -54,7 +54,8 @@ def make_spec(
         with plugins():
             from privguard.grids import chosen_grids
 
-            grids = chosen_grids(defenses, clients, local_steps)
+            texts = calibrated_defenses(defenses, env, name, batch_size)
+            grids = chosen_grids(texts, clients, local_steps)
         spec = SweepSpec(
             env=env,
             observation=observation,
@@ -70,6 +71,26 @@ def make_spec(
         )
     check_spec(spec)
     return spec
+
+
+def calibrated_defenses(
+    texts: Sequence[str], env: str, name: BudgetName, batch_size: int | None = None
+) -> list[str]:
+    """The defences with ``eps:X`` levels calibrated to the rounds that the budget plans.
+
+    Raises:
+        defenses.DefenseError: an epsilon that is out of reach, or of a defence without one.
+    """
+    from privguard.target_epsilon import Plan, with_noise_multipliers
+
+    rounds, settings = budget(name, env), agent_settings(environment_spec(env), batch_size)
+    plan = Plan(
+        rounds=rounds.rounds,
+        warmup_steps=rounds.warmup_steps,
+        steps_per_round=settings.steps_per_round,
+        batch_size=settings.batch_size,
+    )
+    return [with_noise_multipliers(text, plan) for text in texts]
 
 
 def check_spec(spec: SweepSpec) -> None:

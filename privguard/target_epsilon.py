@@ -1,0 +1,69 @@
+"""``--defense dp-sgd=eps:8``: the noise multiplier that spends a wanted epsilon over the run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import defenses
+from defenses.calibration import noise_multiplier_for
+from defenses.registry import DefenseError, get_defense_info
+
+_PREFIX = "eps:"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a cell's rounds before they are run."""
+
+    rounds: int
+    warmup_steps: int
+    steps_per_round: int
+    batch_size: int
+
+    @property
+    def rates(self) -> list[float]:
+        """Each round's sampling rate: minibatch over one client's replay, which grows."""
+        sizes = (
+            self.warmup_steps + (index + 1) * self.steps_per_round for index in range(self.rounds)
+        )
+        return [min(1.0, self.batch_size / size) for size in sizes]
+
+    @property
+    def delta(self) -> float:
+        """One over one client's transitions at the end."""
+        return 1 / (self.warmup_steps + self.rounds * self.steps_per_round)
+
+
+def with_noise_multipliers(text: str, plan: Plan) -> str:
+    """The defence ``text`` with every level ``eps:X`` replaced by a noise multiplier.
+
+    Raises:
+        defenses.DefenseError: X is no number above 0, is out of reach, or the defence that has it
+            accounts for no epsilon.
+    """
+    if _PREFIX not in text:
+        return text
+
+    def calibrated(match: re.Match[str]) -> str:
+        name, levels = match["name"], match["levels"]
+        return (
+            f"{name}={','.join(_level(name, level.strip(), plan) for level in levels.split(','))}"
+        )
+
+    return re.sub(r"(?P<name>[\w.:-]+)=(?P<levels>[^@+]*eps:[^@+]*)", calibrated, text)
+
+
+def _level(name: str, level: str, plan: Plan) -> str:
+    if not level.startswith(_PREFIX):
+        return level
+    info = get_defense_info(name)
+    if info.level != "noise multiplier" or defenses.parse(f"{name}=1").accountant() is None:
+        raise DefenseError(f"{name}={level}: {name} accounts for no epsilon; give its {info.level}")
+    try:
+        epsilon = float(level.removeprefix(_PREFIX))
+    except ValueError:
+        raise DefenseError(
+            f"{name}={level}: the wanted epsilon must be a finite number above 0, e.g. eps:8"
+        ) from None
+    return f"{noise_multiplier_for(epsilon, plan.delta, plan.rates):g}"

@@ -1,0 +1,58 @@
+"""Levels written as ``eps:X``: what they become, and that a trained cell keeps the promise."""
+
+import pytest
+
+import defenses
+from privguard.cells import cell_record
+from privguard.environments import environment_spec
+from privguard.grids import parse_grid
+from privguard.options import calibrated_defenses
+from privguard.spec import CellSpec, agent_settings, budget
+from privguard.target_epsilon import Plan, with_noise_multipliers
+from privguard.training import CellTraining
+
+PLAN = Plan(rounds=300, warmup_steps=200, steps_per_round=1, batch_size=32)
+
+
+def test_only_the_wanted_levels_are_replaced():
+    text = with_noise_multipliers("dp-sgd=0.5,eps:8@clip=2+secagg=2", PLAN)
+    grid = parse_grid(text, clients=4)
+    assert grid.template == "dp-sgd={level}@clip=2+secagg=2"
+    assert grid.levels[0] == 0.5
+    assert 0.5 < grid.levels[1] < 50
+    assert with_noise_multipliers("clip=1+gaussian=0.1", PLAN) == "clip=1+gaussian=0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("gaussian=eps:8", "gaussian accounts for no epsilon; give its variance"),
+        ("dp-sgd=eps:much", "finite number above 0"),
+        ("dp-sgd=eps:-1", "finite number above 0"),
+        ("dp-sdg=eps:1", "did you mean 'dp-sgd'"),
+    ],
+)
+def test_a_wrong_epsilon_is_one_line(text, says):
+    with pytest.raises(defenses.DefenseError, match=says) as caught:
+        with_noise_multipliers(text, PLAN)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trained_cell_spends_what_was_wanted():
+    settings = agent_settings(environment_spec("frozenlake"), None)
+    (text,) = calibrated_defenses(["dp-sgd=eps:4"], "frozenlake", "smoke")
+    level = float(text.split("=")[1])
+    training = CellTraining(
+        CellSpec(
+            env="frozenlake",
+            defense="dp-sgd={level}",
+            level=level,
+            budget=budget("smoke", "frozenlake"),
+            agent=settings,
+        )
+    )
+    training.run()
+    privacy = cell_record(training).privacy
+    training.close()
+    assert privacy.epsilon is not None
+    assert 0.95 * 4 <= privacy.epsilon <= 4
