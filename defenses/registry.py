@@ -38,6 +38,7 @@ class DefenseInfo:
     private_end: Literal["high", "low"] | None
     summary: str
     guarantee: str
+    in_default_sweep: bool
     cls: type
 
     @property
@@ -95,6 +96,7 @@ def register_defense(
     private_end: Literal["high", "low"] | None = None,
     summary: str,
     guarantee: str,
+    in_default_sweep: bool = True,
 ) -> Callable[[T], T]:
     """Registers a dataclass as the defence ``name``.
 
@@ -115,6 +117,8 @@ def register_defense(
         private_end: Which end of the level's axis hides more.
         summary: One line for listings.
         guarantee: The formal guarantee in one line, or ``"no formal guarantee"``.
+        in_default_sweep: Whether a sweep that names no defence visits it: one of a kind is enough,
+            every level costs minutes of training.
 
     Raises:
         DefenseError: another class already has that name.
@@ -137,6 +141,7 @@ def register_defense(
             private_end=private_end,
             summary=summary,
             guarantee=guarantee,
+            in_default_sweep=in_default_sweep,
             cls=cls,
         )
         return cls

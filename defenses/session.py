@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from defenses.aggregation import Aggregate, PlainAggregator
 from defenses.client_gradients import ClientGradients
 from defenses.layout import Layout
 from defenses.registry import DefenseError
-from defenses.stages import AdditiveTransform, Aggregator, GradientSource, Losses
+from defenses.stages import Adapting, AdditiveTransform, Aggregator, GradientSource, Losses
 
 if TYPE_CHECKING:
     from defenses.pipeline import Defense
@@ -137,6 +137,28 @@ class Session:
     def undefended(self, losses: Losses, owner: Tensor, batch_size: int | None = None) -> Tensor:
         """(clients, P): each client's plain mean gradient, for norms and comparisons."""
         return self._undefended.per_client(losses, owner, self._divisor(batch_size))
+
+    def describe(self, batch_size: int | None = None) -> list[dict[str, Any]]:
+        """Every stage's plain data as of now; see ``Defense.describe``."""
+        divisor = self._divisor(batch_size)
+        stages = self.defense.describe(divisor)
+        if isinstance(self._source, Adapting):
+            stages[0] = self._source.describe(divisor)
+        return stages
+
+    def end_round(self) -> None:
+        """Tells a mechanism that adapts that the round's releases are out."""
+        if isinstance(self._source, Adapting):
+            self._source.end_round()
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint between two rounds."""
+        return self._source.state() if isinstance(self._source, Adapting) else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from what :meth:`state` returned."""
+        if isinstance(self._source, Adapting):
+            self._source.load_state(state)
 
     def new_memory(self) -> Tensor | None:
         """(clients, P) of zeros if a transform feeds back what it left out, else None."""

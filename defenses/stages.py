@@ -66,6 +66,27 @@ class GradientSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Adapting(Protocol):
+    """A gradient source whose mechanism changes from round to round, e.g. its clipping norm."""
+
+    def end_round(self) -> None:
+        """Moves on by what the clients released last; a probe's release alone moves nothing."""
+        ...
+
+    def describe(self, batch_size: int) -> dict[str, Any]:
+        """The stage's description, as of now."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint between two rounds."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from what ``state`` returned."""
+        ...
+
+
 class PerSample(Protocol):
     """First stage: acts on the gradient of each sample."""
 

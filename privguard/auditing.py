@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -220,7 +221,7 @@ class Audit:
             part = release.gradient[offset : offset + parameter.numel()]
             gradient[name] = (scale * part).view(parameter.shape)
             offset += parameter.numel()
-        description = defenses.parse(self.cell.defense_text).describe(batch_size=divisor)
+        description = capture.defense.get(kind) or described(self.cell, divisor)
         return Observation(
             model=self.agent.shared,
             gradient=gradient,
@@ -283,7 +284,8 @@ def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:
     norms = np.array([float(release.undefended.norm()) for release in probes])
     noise = np.array([float((r.gradient - r.undefended).norm()) for r in probes])
     noise_norm = float(np.sqrt(np.mean(noise**2)))
-    description = defenses.parse(cell.defense_text).describe(batch_size=cell.probe_batch_size)
+    last = captures.captures[-1].defense.get("probe")
+    description = last or described(cell, cell.probe_batch_size)
     stds = [entry["noise_std"] for entry in description if "noise_std" in entry]
     return Noise(
         gradient_norm=float(norms.mean()),
@@ -291,6 +293,11 @@ def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:
         snr=float(np.mean(norms**2)) / noise_norm**2 if noise_norm > 0 else None,
         noise_std=float(np.sqrt(np.sum(np.square(stds)))) if stds else None,
     )
+
+
+def described(cell: CellSpec, batch_size: int) -> list[dict[str, Any]]:
+    """The defence's description of itself before the first round."""
+    return defenses.parse(cell.defense_text).describe(batch_size=batch_size)
 
 
 def _nominal_batch_size(cell: CellSpec, release: Release, kind: ReleaseKind) -> int:

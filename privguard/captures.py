@@ -29,6 +29,8 @@ class Capture:
     broadcast: Tensor
     """What else the server sent in that round (``Agent.broadcast``)."""
     releases: dict[ReleaseKind, list[Release]]
+    defense: dict[ReleaseKind, list[dict[str, Any]]] = field(default_factory=dict)
+    """The defence's description of that moment, by kind; empty in captures older than this."""
 
 
 @dataclass
@@ -58,7 +60,11 @@ class CellCaptures:
             tensors[f"{at}.weights"] = capture.weights
             tensors[f"{at}.target_weights"] = capture.target_weights
             tensors[f"{at}.broadcast"] = capture.broadcast
-            entry: dict[str, Any] = {"round": capture.round, "releases": {}}
+            entry: dict[str, Any] = {
+                "round": capture.round,
+                "releases": {},
+                "defense": capture.defense,
+            }
             for kind, releases in capture.releases.items():
                 entry["releases"][kind] = [list(release.members) for release in releases]
                 for number, release in enumerate(releases):
@@ -94,6 +100,7 @@ class CellCaptures:
                     tensors[f"{at}.target_weights"],
                     tensors[f"{at}.broadcast"],
                     releases,
+                    entry.get("defense", {}),
                 )
             )
         samples = {

@@ -141,7 +141,7 @@ def _privacy(training: CellTraining) -> PrivacyStatement:
         )
     delta = 1 / min(client.replay.size for client in federation.clients)
     epsilon = max(accountant.epsilon(delta) for accountant in accountants)
-    described = {k: v for entry in federation.defense.describe() for k, v in entry.items()}
+    described = {k: v for entry in federation.session.describe() for k, v in entry.items()}
     return PrivacyStatement(
         epsilon=epsilon if math.isfinite(epsilon) else None,
         delta=delta,

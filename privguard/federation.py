@@ -179,6 +179,7 @@ class Federation:
                 accountant.step(client.replay.sample_rate(self.batch_size))
         if self.defense.additive and self.local_steps == 1 and not capture:
             self.server.step(self.session.mean_release(self._losses(batch), owner), progress)
+            self.session.end_round()
             return []
         aggregate = self.session.aggregate(
             self._defended(batch, owner, self.batch_size, self.local_steps, self.memory)
@@ -189,6 +190,7 @@ class Federation:
             undefended = self._undefended(batch, owner, self.batch_size, self.local_steps)
             captured = self._releases(aggregate, undefended, batch, owner)
         self.server.step(aggregate.mean, progress)
+        self.session.end_round()
         return captured
 
     def probe(self, batch_size: int, rng: np.random.Generator) -> list[Release]:

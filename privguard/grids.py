@@ -11,14 +11,14 @@ from privguard.spec import DefenseGrid, defense_text
 
 
 def default_grids(clients: int, local_steps: int = 1) -> list[DefenseGrid]:
-    """Every registered defence on its own default grid, the undefended control first.
+    """Every defence of a default sweep on its own grid, the undefended control first.
 
     With several local steps those that act on single samples are left out.
     """
     names = [
         name
-        for name in defenses.available_defenses()
-        if name != "none" and (local_steps == 1 or get_defense_info(name).stage != "per-sample")
+        for name, info in defenses.available_defenses().items()
+        if info.in_default_sweep and (local_steps == 1 or info.stage != "per-sample")
     ]
     return [DefenseGrid(template="none", levels=()), *(parse_grid(name, clients) for name in names)]
 

@@ -176,6 +176,7 @@ class CellTraining:
                 "captures": plain,
                 "captured_rows": sorted(federation.captured_rows),
                 "probe_rng": self.probe_rng.bit_generator.state,
+                "defense": federation.session.state(),
                 "accountants": [a.state() if a else None for a in federation.accountants],
                 "clients": [_client_state(client) for client in federation.clients],
             },
@@ -200,6 +201,7 @@ class CellTraining:
         self.server_generator.set_state(tensors["server_generator"])
         self.probe_rng.bit_generator.state = plain["probe_rng"]
         federation.captured_rows = {(client, row) for client, row in plain["captured_rows"]}
+        federation.session.load_state(plain["defense"])
         if federation.memory is not None:
             federation.memory.copy_(tensors["memory"])
         _restore_adam(federation.server.optimizer, tensors)
@@ -223,6 +225,8 @@ class CellTraining:
         probes = []
         agent = self.agent
         weights, targets = agent.weights.clone(), agent.target_weights.clone()
+        session, probe_size = self.federation.session, self.cell.probe_batch_size
+        described = {"probe": session.describe(probe_size), "deployed": session.describe()}
         for _ in range(self.cell.budget.probe_draws):
             probes += self.federation.probe(self.cell.probe_batch_size, self.probe_rng)
         deployed = self.federation.round(progress, capture=True)
@@ -234,6 +238,7 @@ class CellTraining:
                 targets,
                 agent.broadcast.clone(),
                 {"probe": probes, "deployed": deployed[:1]},
+                described,
             )
         )
 

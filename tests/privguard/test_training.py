@@ -26,6 +26,7 @@ CELLS = {
     "dqn": tiny_cell(),
     "td3": tiny_cell("hopper"),
     "dp-sgd": tiny_cell("hopper", "dp-sgd={level}", 0.1),
+    "dp-sgd-adaptive": tiny_cell("hopper", "dp-sgd-adaptive={level}", 0.1),
     "topk": tiny_cell("hopper", "topk={level}", 0.1),
     "secagg": tiny_cell("hopper", "gaussian=0.01+secagg={level}", 2),
     "fedavg dqn": with_local_steps(tiny_cell()),
@@ -171,6 +172,18 @@ def test_a_diverged_policy_is_noticed() -> None:
     training = finished(cell.model_copy(update={"budget": tiny_budget(rounds=200)}))
     assert training.diverged
     assert training.round < 200
+
+
+def test_captures_state_the_clipping_norm_of_their_moment() -> None:
+    cell = CELLS["dp-sgd-adaptive"]
+    captures = finished(cell).captures
+    audit = Audit.prepare(cell, captures, Knowledge())
+    norms = []
+    for capture in captures.captures:
+        norms.append(capture.defense["probe"][0]["clip_norm"])
+        observation = audit.observe(capture, capture.releases["probe"][0], "probe")
+        assert observation.channel.clip == norms[-1]
+    assert len(set(norms)) == len(norms) > 1
 
 
 @pytest.mark.parametrize(("local_steps", "rounds"), [(1, 800), (3, 500)])
