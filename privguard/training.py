@@ -19,7 +19,7 @@ from privguard.environments import environment_spec, make_environment
 from privguard.evaluation import baseline_returns, evaluate, evaluation_seeds
 from privguard.federation import Client, Federation, Server
 from privguard.knowledge import LARGEST_FRACTION, sample_count
-from privguard.records import Evaluation
+from privguard.records import Evaluation, ReleaseKind
 from privguard.replay import Replay, ReplayShapes
 from privguard.seeding import numpy_generator, torch_generator
 from privguard.spec import CellSpec
@@ -226,7 +226,10 @@ class CellTraining:
         agent = self.agent
         weights, targets = agent.weights.clone(), agent.target_weights.clone()
         session, probe_size = self.federation.session, self.cell.probe_batch_size
-        described = {"probe": session.describe(probe_size), "deployed": session.describe()}
+        described: dict[ReleaseKind, list[dict[str, Any]]] = {
+            "probe": session.describe(probe_size),
+            "deployed": session.describe(),
+        }
         for _ in range(self.cell.budget.probe_draws):
             probes += self.federation.probe(self.cell.probe_batch_size, self.probe_rng)
         deployed = self.federation.round(progress, capture=True)
