@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 _GRID = math.log(1.01)
-"""Sampling rates are kept on a geometric grid of 1%."""
+"""Sampling rates and falling noise multipliers are kept on a geometric grid of 1%."""
 
 
 class Accountant:
@@ -16,7 +16,8 @@ class Accountant:
 
     Each round is one Poisson-subsampled Gaussian mechanism whose rate q_t = batch_size / n_t falls
     while the replay grows. Rates are rounded **up** to a 1% geometric grid, so that 100,000 rounds
-    are a few hundred numbers; this can only overstate epsilon. The numbers are those of Opacus'
+    are a few hundred numbers; this can only overstate epsilon. Noise that falls by a factor every
+    round is rounded **down** likewise. The numbers are those of Opacus'
     ``RDPAccountant`` (Mironov, Talwar and Zhang 2019, arXiv 1908.10530; conversion by Balle et al.
     2020, Theorem 21).
 
@@ -28,20 +29,25 @@ class Accountant:
     Edge cases: no round yet gives epsilon 0; noise multiplier 0 gives infinity.
     """
 
-    def __init__(self, noise_multiplier: float) -> None:
+    def __init__(self, noise_multiplier: float, factor: float = 1.0) -> None:
         """An accountant with no round yet.
 
         Args:
-            noise_multiplier: Standard deviation of the noise on the sum of clipped gradients,
-                divided by the clipping norm; >= 0.
+            noise_multiplier: Standard deviation of the first round's noise on the sum of clipped
+                gradients, divided by the clipping norm; >= 0.
+            factor: Each round's noise multiplier over that of the round before, in (0, 1].
 
         Raises:
-            ValueError: it is negative or not finite.
+            ValueError: one of them is out of range.
         """
         if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
             raise ValueError(f"noise multiplier must be finite and >= 0, not {noise_multiplier}")
+        if not 0 < factor <= 1:
+            raise ValueError(f"the noise's factor must be in (0, 1], not {factor}")
         self.noise_multiplier = noise_multiplier
-        self._counts: dict[float, int] = {}
+        self.factor = factor
+        self._counts: dict[tuple[float, float], int] = {}
+        """Rounds by (noise multiplier, sampling rate)."""
 
     @property
     def steps(self) -> int:
@@ -56,8 +62,8 @@ class Accountant:
         """
         if not 0 < sample_rate <= 1:
             raise ValueError(f"sample rate must be in (0, 1], not {sample_rate}")
-        rate = round_up(sample_rate)
-        self._counts[rate] = self._counts.get(rate, 0) + 1
+        at = self._noise_now(), round_up(sample_rate)
+        self._counts[at] = self._counts.get(at, 0) + 1
 
     def epsilon(self, delta: float) -> float:
         """The epsilon spent so far at ``delta`` in (0, 1).
@@ -91,19 +97,26 @@ class Accountant:
         from opacus.accountants.analysis.rdp import get_privacy_spent
 
         rdp = sum(
-            count * _rdp_of_one_round(self.noise_multiplier, rate, order)
-            for rate, count in self._counts.items()
+            count * _rdp_of_one_round(noise_multiplier, rate, order)
+            for (noise_multiplier, rate), count in self._counts.items()
         )
         with warnings.catch_warnings():
             # Opacus advises to pass several orders whenever the best is the first or last one.
             warnings.filterwarnings("ignore", message="Optimal order is the")
             return float(get_privacy_spent(orders=[order], rdp=[rdp], delta=delta)[0])
 
+    def _noise_now(self) -> float:
+        """The coming round's noise multiplier, rounded down where it falls."""
+        if self.factor == 1 or self.noise_multiplier == 0:
+            return self.noise_multiplier
+        steps = math.ceil(-self.steps * math.log(self.factor) / _GRID)
+        return self.noise_multiplier * math.exp(-steps * _GRID)
+
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
         return {
             "noise_multiplier": self.noise_multiplier,
-            "history": [[rate, count] for rate, count in self._counts.items()],
+            "history": [[noise, rate, count] for (noise, rate), count in self._counts.items()],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -117,7 +130,9 @@ class Accountant:
                 f"state of noise multiplier {state['noise_multiplier']} "
                 f"does not fit {self.noise_multiplier}"
             )
-        self._counts = {float(rate): int(count) for rate, count in state["history"]}
+        self._counts = {
+            (float(noise), float(rate)): int(count) for noise, rate, count in state["history"]
+        }
 
     @staticmethod
     def assumptions() -> list[str]:

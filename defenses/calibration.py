@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from defenses.accounting import Accountant
 from defenses.registry import DefenseError
@@ -19,7 +19,12 @@ _DIGITS = 3
 """Significant digits of the answer, which is rounded up."""
 
 
-def noise_multiplier_for(epsilon: float, delta: float, rates: Iterable[float]) -> float:
+def noise_multiplier_for(
+    epsilon: float,
+    delta: float,
+    rates: Iterable[float],
+    accountant: Callable[[float], Accountant] = Accountant,
+) -> float:
     """The smallest noise multiplier that keeps a client's planned rounds within ``epsilon``.
 
     Rounded up to three significant digits, by bisection on ``Accountant.epsilon``; whatever the
@@ -29,6 +34,7 @@ def noise_multiplier_for(epsilon: float, delta: float, rates: Iterable[float]) -
         epsilon: Wanted at the end of the run, above 0.
         delta: In (0, 1).
         rates: Each planned round's sampling rate, in (0, 1].
+        accountant: Gives a fresh accountant of the mechanism at a noise multiplier.
 
     Raises:
         DefenseError: epsilon is not a finite number above 0, or no noise reaches it.
@@ -38,10 +44,10 @@ def noise_multiplier_for(epsilon: float, delta: float, rates: Iterable[float]) -
     planned = list(rates)
 
     def spent(noise_multiplier: float) -> float:
-        accountant = Accountant(noise_multiplier)
+        fresh = accountant(noise_multiplier)
         for rate in planned:
-            accountant.step(rate)
-        return accountant.epsilon(delta)
+            fresh.step(rate)
+        return fresh.epsilon(delta)
 
     high = 1.0
     while spent(high) > epsilon:

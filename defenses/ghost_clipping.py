@@ -101,6 +101,25 @@ class GhostClipping:
         self._one_client.max_grad_norm = value
         self._all_clients.max_grad_norm = value
 
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise on a client's sum, in clipping norms."""
+        return self._one_client.noise_multiplier
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, value: float) -> None:
+        self._one_client.noise_multiplier = value
+        self._all_clients.noise_multiplier = value * math.sqrt(self._clients)
+
+    def noise_schedules(self, gamma: float) -> list[Any]:
+        """Opacus' schedules that multiply the noise by ``gamma`` at each ``step()``."""
+        from opacus.schedulers import ExponentialNoise
+
+        return [
+            ExponentialNoise(optimizer, gamma=gamma)
+            for optimizer in (self._one_client, self._all_clients)
+        ]
+
     def per_client(self, losses: Losses, owner: Tensor, batch_size: int) -> Tensor:
         """(clients, P): one Opacus pass and one noise draw per client."""
         self.sample_norms = torch.empty(0)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 import defenses
+from defenses.accounting import Accountant
 from defenses.calibration import noise_multiplier_for
 from defenses.registry import DefenseError, get_defense_info
 
@@ -46,24 +47,34 @@ def with_noise_multipliers(text: str, plan: Plan) -> str:
         return text
 
     def calibrated(match: re.Match[str]) -> str:
-        name, levels = match["name"], match["levels"]
-        return (
-            f"{name}={','.join(_level(name, level.strip(), plan) for level in levels.split(','))}"
-        )
+        name, levels, options = match["name"], match["levels"].split(","), match["options"]
+        calibrated = ",".join(_level(name, level.strip(), options, plan) for level in levels)
+        return f"{name}={calibrated}{options}"
 
-    return re.sub(r"(?P<name>[\w.:-]+)=(?P<levels>[^@+]*eps:[^@+]*)", calibrated, text)
+    return re.sub(
+        r"(?P<name>[\w.:-]+)=(?P<levels>[^@+]*eps:[^@+]*)(?P<options>[^+]*)", calibrated, text
+    )
 
 
-def _level(name: str, level: str, plan: Plan) -> str:
+def _level(name: str, level: str, options: str, plan: Plan) -> str:
     if not level.startswith(_PREFIX):
         return level
     info = get_defense_info(name)
-    if info.level != "noise multiplier" or defenses.parse(f"{name}=1").accountant() is None:
-        raise DefenseError(f"{name}={level}: {name} accounts for no epsilon; give its {info.level}")
+
+    def accountant(noise_multiplier: float) -> Accountant:
+        found = defenses.parse(f"{name}={noise_multiplier}{options}").accountant()
+        if found is None:
+            raise DefenseError(
+                f"{name}={level}: {name} accounts for no epsilon; give its {info.level}"
+            )
+        return found
+
+    if info.level is None:
+        raise DefenseError(f"{name}={level}: {name} has no level")
     try:
         epsilon = float(level.removeprefix(_PREFIX))
     except ValueError:
         raise DefenseError(
             f"{name}={level}: the wanted epsilon must be a finite number above 0, e.g. eps:8"
         ) from None
-    return f"{noise_multiplier_for(epsilon, plan.delta, plan.rates):g}"
+    return f"{noise_multiplier_for(epsilon, plan.delta, plan.rates, accountant):g}"

@@ -23,6 +23,13 @@ def test_only_the_wanted_levels_are_replaced():
     assert with_noise_multipliers("clip=1+gaussian=0.1", PLAN) == "clip=1+gaussian=0.1"
 
 
+def test_a_schedule_is_calibrated_as_it_falls():
+    constant = with_noise_multipliers("dp-sgd=eps:8", PLAN)
+    falling = with_noise_multipliers("dp-sgd-scheduled=eps:8@gamma=0.99", PLAN)
+    assert falling.endswith("@gamma=0.99")
+    assert float(falling.split("=")[1].split("@")[0]) > float(constant.split("=")[1])
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
