@@ -13,10 +13,12 @@ from privguard.reporting.frontier import FrontierRow, frontier_rows
 from privguard.reporting.frontier_figure import frontier_figure
 from privguard.reporting.levels_figure import levels_figure
 from privguard.reporting.page import render_page
+from privguard.reporting.profiles_figure import profiles_figure
 from privguard.reporting.recommendation import recommend
+from privguard.reporting.run_scores import LevelStatistics, level_statistics
 from privguard.reporting.style import figure_style, render
 from privguard.reporting.summary import summarize, summary_markdown
-from privguard.reporting.tables import write_frontier_csv
+from privguard.reporting.tables import write_csv, write_frontier_csv
 from privguard.reporting.training_figure import training_figure
 
 Drawing = tuple[str, str, tuple[str, ...], Callable[[], Figure]]
@@ -46,8 +48,9 @@ def write_report(
         raise ValueError(f"one report is for one environment, not {environments}")
     directory.mkdir(parents=True, exist_ok=True)
     rows = frontier_rows(cells, attacks)
-    written = [directory / "frontier.csv"]
+    written = [directory / "frontier.csv", directory / "statistics.csv"]
     write_frontier_csv(written[0], rows)
+    write_csv(written[1], LevelStatistics, level_statistics(cells, attacks))
 
     pictures: dict[str, bytes] = {}
     with figure_style():
@@ -110,5 +113,11 @@ def _drawings(cells: Sequence[CellRecord], rows: Sequence[FrontierRow]) -> list[
             lambda: levels_figure(rows),
         ),
         ("training", "Training curves.", ("png",), lambda: training_figure(cells)),
+        (
+            "profiles",
+            "Performance profiles: share of runs whose normalised return lies above a threshold.",
+            ("png",),
+            lambda: profiles_figure(cells),
+        ),
     ]
     return drawings

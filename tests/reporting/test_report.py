@@ -9,7 +9,7 @@ from tests.reporting.record_factory import attack, cell, sweep
 
 ALWAYS = {
     "frontier.csv", "frontier.png", "frontier.pdf", "frontier.svg", "leakage.png", "levels.png",
-    "training.png", "summary.md", "index.html",
+    "training.png", "profiles.png", "statistics.csv", "summary.md", "index.html",
 }  # fmt: skip
 
 
