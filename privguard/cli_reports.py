@@ -1,0 +1,67 @@
+"""The commands that read what runs have recorded: report, recommend, compare and watch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+reports = typer.Typer()
+
+RunArgument = Annotated[Path, typer.Argument(help="Directory of a run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+MaxLeakageOption = Annotated[
+    float, typer.Option(help="Largest acceptable worst-case leakage, 0 to 1.")
+]
+MaxRewardLossOption = Annotated[
+    float, typer.Option(help="Largest acceptable share of the undefended reward lost, 0 to 1.")
+]
+
+
+@reports.command(epilog="Example: `privguard report reports/ant`")
+def report(directory: RunArgument) -> None:
+    """Draw the frontier of what is finished: figures, CSV, summary and page."""
+    from privguard.queries import report_command
+
+    report_command(directory)
+
+
+@reports.command(
+    epilog="Examples: `privguard recommend reports/ant --max-leakage 0.2` · `privguard recommend "
+    "reports/ant --max-epsilon 8 --max-identified 0.05 --json`"
+)
+def recommend(
+    directory: RunArgument,
+    max_leakage: MaxLeakageOption = 0.1,
+    max_reward_loss: MaxRewardLossOption = 0.05,
+    max_identified: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest acceptable share of records that an attacker picks out of 1,000, 0 to 1."
+        ),
+    ] = None,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(help="Largest acceptable epsilon; asks for a formal guarantee."),
+    ] = None,
+    max_bytes: Annotated[
+        float | None, typer.Option(help="Most bytes that a client may send up in a round.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the defence and level to deploy, or say what came nearest and what to run next.
+
+    A level keeps a limit if the unfavourable end of its interval does.
+    """
+    from privguard.options import make_limits
+    from privguard.queries import recommend_command
+
+    limits = make_limits(
+        max_leakage=max_leakage,
+        max_reward_loss=max_reward_loss,
+        max_identified=max_identified,
+        max_epsilon=max_epsilon,
+        max_bytes=max_bytes,
+    )
+    recommend_command(directory, limits, as_json)
