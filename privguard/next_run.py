@@ -42,8 +42,12 @@ def next_run(
     if control is None or control.return_mean is None or not (attacked or only_control):
         reason = "the sweep has not yet trained and attacked an undefended and a defended level"
         return NextRun(reason=reason, command=sweep_command_line(spec, directory))
+    if spec.budget == "smoke":
+        reason = "the smoke budget only shows that everything works: its policies learn nothing"
+        return _longer_budget(spec, directory, reason)
     if control.normalized_return_mean is None:
-        return _longer_budget(spec, directory)
+        reason = "the undefended policy has not learnt, so no reward can be kept or lost"
+        return _longer_budget(spec, directory, reason)
     choice = answer.choice
     if choice is not None:
         return _confirmation(spec, rows, answer, directory)
@@ -86,11 +90,15 @@ def _refine(spec: SweepSpec, directory: Path, limits: Limits) -> str:
     return sweep_command_line(spec, directory, *options)
 
 
-def _longer_budget(spec: SweepSpec, directory: Path) -> NextRun:
+def _longer_budget(spec: SweepSpec, directory: Path, reason: str) -> NextRun:
     names = get_args(BudgetName)
     longer = names[min(names.index(spec.budget) + 1, len(names) - 1)]
-    reason = "the undefended policy has not learnt, so no reward can be kept or lost: train longer"
-    command = sweep_command_line(coarse(spec).model_copy(update={"budget": longer}), directory)
+    seeds = budget(longer, spec.env).seeds if spec.budget == "smoke" else spec.seeds
+    # Attacks that the smoke budget left out by default come back with a longer one.
+    defaults = spec.attacks == default_attacks(spec.knowledge, spec.budget)
+    attacks = default_attacks(spec.knowledge, longer) if defaults else spec.attacks
+    changed = {"budget": longer, "seeds": seeds, "attacks": attacks}
+    command = sweep_command_line(coarse(spec).model_copy(update=changed), directory)
     return NextRun(reason=reason, command=command)
 
 

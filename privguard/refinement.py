@@ -21,7 +21,7 @@ from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend
 from privguard.spec import DefenseGrid, SweepSpec, defense_text
 from privguard.store import Store
-from privguard.sweep import run_sweep, selected_records
+from privguard.sweep import compute, report, selected_records
 
 MAX_CELLS = 60
 MAX_SEEDS = 10
@@ -72,6 +72,7 @@ def refine(
     ``spec`` has been run. ``on_plan`` hears what is added before each batch of cells, and of an
     empty batch where more would be wanted than ``refinement.max_cells`` leaves.
     """
+    before = spec
     while True:
         rows = frontier_rows(*selected_records(spec, store))
         wanted = planned(spec, rows, refinement)
@@ -79,9 +80,12 @@ def refine(
         if wanted:
             on_plan(larger, chosen)
         if not chosen:
-            return spec
+            break
         spec = larger
-        run_sweep(spec, store, executor, command, on_event)
+        compute(spec, store, executor, command, on_event)
+    if spec != before:
+        report(spec, store, command)
+    return spec
 
 
 def planned(spec: SweepSpec, rows: Sequence[FrontierRow], refinement: Refinement) -> list[Planned]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from privguard.executors import OnEvent, Task, compute_task
 from privguard.grids import chosen_grids
 from privguard.next_run import next_run, sweep_command_line
 from privguard.options import make_spec
@@ -16,12 +19,16 @@ from privguard.refinement import (
     coarse,
     extended,
     planned,
+    refine,
     with_earlier_refinement,
 )
+from privguard.reporting.break_points import break_points
 from privguard.reporting.frontier import FrontierRow, frontier_rows
 from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend
 from privguard.spec import DefenseGrid, SweepSpec
+from privguard.store import Store
+from privguard.sweep import compute, selected_records
 from tests.reporting.record_factory import attack, cell
 
 REFINED = DefenseGrid(template="gaussian={level}", levels=(0.5,), seeds=4)
@@ -181,3 +188,63 @@ def test_what_to_run_next_depends_on_what_is_missing(tmp_path) -> None:
     assert (
         "--budget standard" in next_run(_spec("gaussian"), lazy, recommend(lazy), tmp_path).command
     )
+
+
+class InThisProcess:
+    """Computes real cells, one after the other, and counts them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.computed: list[str] = []
+
+    def run(self, tasks: Sequence[Task], on_event: OnEvent) -> None:
+        for task in tasks:
+            self.computed.append(task.cell.defense_text)
+            on_event(compute_task(task, self.directory, on_event))
+
+
+def test_a_real_sweep_closes_its_bracket_and_resumes(tmp_path: Path) -> None:
+    spec = SweepSpec(
+        env="frozenlake",
+        defenses=tuple(chosen_grids(["gaussian=1e-9,1e-8"], clients=4)),
+        attacks=("analytic",),
+        seeds=1,
+        budget="smoke",
+    )
+    store = Store.create(tmp_path)
+    executor = InThisProcess(tmp_path)
+    # Any return is reward enough, so that only the search for the leakage break point is long.
+    limits = Limits(max_leakage=0.3, max_reward_loss=1.0)
+    heard: list[int] = []
+
+    def go(max_cells: int) -> SweepSpec:
+        known = store.sweep()
+        whole = with_earlier_refinement(spec, known[0] if known else None)
+        compute(whole, store, executor, "command", lambda event: None)
+        refinement = Refinement(limits, max_cells=max_cells, max_seeds=1)
+        return refine(
+            whole, store, executor, "command", refinement,
+            on_event=lambda event: None, on_plan=lambda _, steps: heard.append(len(steps)),
+        )  # fmt: skip
+
+    stopped = go(max_cells=1)
+    assert len(executor.computed) == 3 + 1
+    assert len(stopped.cells()) == 4
+    assert heard[-1] == 0, "that more is wanted than allowed must be heard"
+    final = go(max_cells=12)
+    assert len(executor.computed) == len(set(executor.computed)), "nothing is computed twice"
+    assert len(final.cells()) == len(executor.computed)
+    (leakage,) = (
+        point
+        for point in break_points(frontier_rows(*selected_records(final, store)), limits)
+        if point.quantity == "leakage"
+    )
+    assert leakage.narrow
+    assert 1e-9 <= leakage.weak < leakage.strong <= 1.5 * leakage.weak
+    assert not leakage.certain, "one seed decides nothing"
+    assert "not certain: 1 seed" in leakage.text
+    before = len(executor.computed)
+    assert go(max_cells=12) == final
+    assert len(executor.computed) == before
+    assert len({r.level for r in frontier_rows(*selected_records(final, store))}) == before
+    store.close()
