@@ -65,3 +65,39 @@ def recommend(
         max_bytes=max_bytes,
     )
     recommend_command(directory, limits, as_json)
+
+
+@reports.command(
+    epilog="Examples: `privguard compare reports/ant reports/hopper` · `privguard compare "
+    "reports/ant reports/ant-batch64 --out reports/batches`"
+)
+def compare(
+    directories: Annotated[list[Path], typer.Argument(help="Directories of two or more runs.")],
+    out: Annotated[Path, typer.Option(help="Directory of the comparison.")] = Path(
+        "reports/comparison"
+    ),
+    max_leakage: MaxLeakageOption = 0.1,
+    max_reward_loss: MaxRewardLossOption = 0.05,
+) -> None:
+    """Several runs (environments, agents) on one page, one figure and one table.
+
+    Returns are normalised run by run, and aggregated by interquartile means.
+    """
+    from privguard.options import make_limits
+    from privguard.queries import compare_command
+
+    limits = make_limits(max_leakage=max_leakage, max_reward_loss=max_reward_loss)
+    compare_command(directories, out, limits)
+
+
+@reports.command(epilog="Example: `privguard watch reports/ant`")
+def watch(
+    directory: RunArgument,
+    port: Annotated[
+        int, typer.Option(help="Port on this machine; 0 takes any that is free.")
+    ] = 8765,
+) -> None:
+    """Serve a run's page to this machine alone; it refreshes while the sweep goes on."""
+    from privguard.watch import watch_command
+
+    watch_command(directory, port)

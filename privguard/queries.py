@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,39 @@ def recommendation_text(directory: Path, limits: Limits) -> str:
     if following is None:
         return text
     return f"{text}\nRun next ({following.reason}):\n  {following.command}\n"
+
+
+def compare_command(directories: Sequence[Path], out: Path, limits: Limits) -> None:
+    """Writes the comparison of several runs and names its files."""
+    if len(directories) < 2:
+        raise BadInput(f"{directories[0]}: a comparison needs two runs or more")
+    paths = [directory.resolve() for directory in directories]
+    if len(set(paths)) < len(paths):
+        raise BadInput("the same run is named twice")
+    if (out / "records.sqlite").exists() or (out.exists() and not out.is_dir()):
+        raise BadInput(f"--out {out}: holds a run or is no directory; name another directory")
+    from privguard.reporting.comparison import Run, compare
+    from privguard.reporting.comparison_page import write_comparison
+
+    # The last part of a path names its run, unless another run ends in the same one.
+    short = [path.name for path in paths]
+    names = short if len(set(short)) == len(short) else [str(path) for path in directories]
+    runs = []
+    for name, directory in zip(names, directories, strict=True):
+        store = Store.open(directory)
+        spec, _ = known_sweep(store)
+        cells, attacks = selected_records(spec, store)
+        store.close()
+        if not cells:
+            raise BadInput(f"{directory}: no cell has finished yet")
+        runs.append(Run(name, cells, attacks))
+    comparison = compare(runs, limits)
+    try:
+        written = write_comparison(out, comparison)
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot be written to ({error.strerror})") from None
+    for path in written:
+        print(path)
 
 
 def check_command(plugin: str) -> int:

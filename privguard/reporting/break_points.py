@@ -172,6 +172,13 @@ def break_points(rows: Sequence[FrontierRow], limits: Limits) -> list[BreakPoint
     return found
 
 
+def privacy_order(level: float | None, private_end: str | None) -> float:
+    """Sorts levels from the least to the most private; a defence without a level has one place."""
+    if level is None:
+        return 0.0
+    return -level if private_end == "low" else level
+
+
 def hopeless(leakage: Crossing, reward: Crossing, private_end: str) -> bool:
     """Whether it is certain that no level of a defence hides the records and keeps the reward.
 
@@ -181,7 +188,7 @@ def hopeless(leakage: Crossing, reward: Crossing, private_end: str) -> bool:
     leaks, loses = leakage.weak, reward.strong
     if leaks is None or loses is None or not (leakage.certain_weak and reward.certain_strong):
         return False
-    return leaks.level >= loses.level if private_end == "high" else leaks.level <= loses.level
+    return privacy_order(leaks.level, private_end) >= privacy_order(loses.level, private_end)
 
 
 def narrow(weak: float, strong: float, *, whole_numbers: bool) -> bool:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from privguard.records import CellRecord
 from privguard.reporting.aggregates import performance_profile
+from privguard.reporting.break_points import privacy_order
 from privguard.reporting.returns import UNDEFENDED, return_scale
 from privguard.reporting.run_scores import RunScores, normalized_returns
 from privguard.reporting.statistics import Array
@@ -42,7 +43,7 @@ def profiles_figure(cells: Sequence[CellRecord]) -> Figure:
     if not scores:
         reason = return_scale(cells).reason or "no cell has finished"
         return message_figure(f"No performance profile: {reason}.")
-    sign = {cell.defense: -1 if cell.private_end == "low" else 1 for cell in cells}
+    end = {cell.defense: cell.private_end for cell in cells}
     names = {cell.defense: cell.level_name for cell in cells}
     levels: dict[str, list[float | None]] = defaultdict(list)
     for defense, level in scores:
@@ -56,7 +57,7 @@ def profiles_figure(cells: Sequence[CellRecord]) -> Figure:
     thresholds = _thresholds(scores)
     for axes, defense in zip(grid, panels, strict=False):
         if defense != UNDEFENDED:
-            ordered = sorted(levels[defense], key=lambda level: sign[defense] * (level or 0.0))
+            ordered = sorted(levels[defense], key=lambda level: privacy_order(level, end[defense]))
             _curves(axes, scores, defense, ordered, thresholds)
         _curve(axes, scores, (UNDEFENDED, None), thresholds, INK, ":", "undefended")
         axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
