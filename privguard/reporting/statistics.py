@@ -101,7 +101,12 @@ def bootstrap_share(groups: Sequence[Array]) -> Estimate:
     hits = estimate.mean * items
     low = beta.ppf(TAIL, hits, items - hits + 1) if hits > 0 else 0.0
     high = beta.ppf(1 - TAIL, hits + 1, items - hits) if hits < items else 1.0
-    return Estimate(estimate.mean, min(float(low), estimate.low), max(float(high), estimate.high))
+    # Rounding may put a resampled mean a little outside [0, 1].
+    return Estimate(
+        estimate.mean,
+        max(0.0, min(float(low), estimate.low)),
+        min(1.0, max(float(high), estimate.high)),
+    )
 
 
 def bootstrap_ratio(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -106,6 +107,34 @@ def test_recommend_answers_in_words_and_json(run: Path) -> None:
     assert isinstance(json.loads(answer.stdout), dict)
 
 
+def test_recommend_names_the_next_command_and_the_limits(run: Path) -> None:
+    asked = ["recommend", "reports/frozenlake", "--max-bytes", "1e9", "--max-epsilon", "8"]
+    answer = json.loads(privguard(*asked, "--json", cwd=run).stdout)
+    assert answer["limits"]["max_epsilon"] == 8
+    assert answer["status"] == "none", "gaussian gives no epsilon"
+    following = answer["next_run"]["command"]
+    # The directory is the default one, and the longer budget is the default budget.
+    assert following.startswith("privguard sweep --env frozenlake --defense gaussian=0.01 ")
+    assert "--budget" not in following
+    assert f"  {following}\n" in privguard(*asked, cwd=run).stdout
+
+
+def test_compare_needs_runs_and_leaves_page_figure_and_table(run: Path) -> None:
+    shutil.copytree(run / "reports" / "frozenlake", run / "again")
+    result = privguard("compare", "reports/frozenlake", "again", "--out", "both", cwd=run)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [
+        "both/index.html",
+        "both/comparison.png",
+        "both/comparison.csv",
+    ]
+    rows = list(csv.DictReader((run / "both" / "comparison.csv").open()))
+    assert [row["run"] for row in rows[:3]] == ["frozenlake", "again", "all runs"]
+    refused = privguard("compare", "reports/frozenlake", "again", "--out", "again", cwd=run)
+    assert refused.returncode == 2
+    assert "--out again: holds a run" in refused.stderr
+
+
 def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     arguments = [*SMALL[:5], "--defense", "clip=1,0.1,0.01", "--attack", "analytic", "--workers"]
@@ -156,6 +185,16 @@ def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
         (["sweep", "--env", "hopper", "--out", "/proc/run"], "--out"),
         (["report", "nowhere"], "nowhere"),
         (["recommend", "nowhere"], "nowhere"),
+        (["recommend", "nowhere", "--max-leakage", "2"], "--max-leakage 2: must be from 0 to 1"),
+        (["recommend", "nowhere", "--max-identified", "-1"], "--max-identified -1"),
+        (["recommend", "nowhere", "--max-epsilon", "nan"], "--max-epsilon nan: must be a finite"),
+        (["recommend", "nowhere", "--max-bytes", "0"], "--max-bytes 0: must be a finite"),
+        (["sweep", "--env", "hopper", "--max-cells", "9"], "--max-cells 9: bounds a refinement"),
+        (["sweep", "--env", "hopper", "--refine", "--max-seeds", "0"], "--max-seeds 0"),
+        (["compare", "nowhere"], "two runs or more"),
+        (["compare", "nowhere", "elsewhere"], "nowhere: no privguard run here"),
+        (["compare", "nowhere", "./nowhere"], "named twice"),
+        (["watch", "nowhere"], "nowhere: no privguard run here"),
         (["check", "rgai"], "rgia"),
         (["evaluate", "--env", "ant", "--policy", "best"], "--policy"),
     ],

@@ -150,3 +150,52 @@ def test_the_deployed_release_is_judged_on_its_own():
     assert advice.choice is not None
     assert advice.choice.batch_size >= 32
     assert "deployed" in advice.threat_model
+
+
+def test_an_identified_share_is_judged_by_its_upper_end():
+    # No record of 24 in each of two seeds is picked out: that still leaves up to 0.07.
+    rows = _rows({1.0: (0.04, 1.1)}, seeds=2)
+    wide = recommend(rows, Limits(max_identified=0.05))
+    assert wide.status == "tentative"
+    assert any("identified share's upper end 0.07" in reason for reason in wide.reasons)
+    assert recommend(rows, Limits(max_identified=0.08)).status == "recommended"
+    # At this leakage many are picked out, which the leakage limit alone would let pass.
+    leaky = _rows({1.0: (0.4, 1.1)})
+    assert recommend(leaky, Limits(max_leakage=0.5)).status == "recommended"
+    picked = recommend(leaky, Limits(max_leakage=0.5, max_identified=0.05))
+    assert picked.status == "none"
+    assert "its identified share 1.000 exceeds 0.05" in picked.reasons[0]
+
+
+def test_a_limit_on_epsilon_asks_for_a_guarantee():
+    advice = recommend(_rows({1.0: (0.04, 1.1)}), Limits(max_epsilon=8))
+    assert (advice.status, advice.choice) == ("none", None)
+    assert "it has no formal guarantee" in advice.reasons[0]
+    cells, attacks = [], []
+    for seed in range(3):
+        for defense, level, kept in (("none", None, 1.0), ("dp-sgd", 10.0, 1.1)):
+            here = cell(defense, level, seed, kept=kept, private_end="high")
+            cells.append(here)
+            attacks.append(attack(here, leakage=0.02, spread=0.01))
+    rows = frontier_rows(cells, attacks)
+    assert recommend(rows, Limits(max_epsilon=5)).choice.epsilon == 4.0
+    tighter = recommend(rows, Limits(max_epsilon=3))
+    assert "its ε 4 exceeds 3" in tighter.reasons[0]
+
+
+def test_bytes_up_are_limited():
+    rows = _rows({1.0: (0.04, 1.1)})
+    assert recommend(rows, Limits(max_bytes=400_000)).status == "recommended"
+    costly = recommend(rows, Limits(max_bytes=399_999))
+    assert costly.status == "none"
+    assert "400,000 bytes up exceed 399,999" in costly.reasons[0]
+
+
+def test_confidence_says_what_its_intervals_leave_out():
+    few = recommend(_rows({1.0: (0.04, 1.1)}, seeds=3))
+    assert "with 3 seeds they are too narrow" in few.confidence_reason
+    one = recommend(_rows({1.0: (0.04, 1.1)}, seeds=1))
+    assert "not how another seed would have ended" in one.confidence_reason
+    many = recommend(_rows({1.0: (0.04, 1.1)}, seeds=6))
+    assert many.confidence == "high"
+    assert "too narrow" not in many.confidence_reason

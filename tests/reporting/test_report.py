@@ -50,7 +50,7 @@ def test_a_whole_sweep_gives_every_file(tmp_path):
     assert "analytic on probe releases of secagg 2, secagg 4: needs batch 1" in summary
     assert "privguard sweep --env ant" in summary
     page = (tmp_path / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert 'src="http' not in page
 
 

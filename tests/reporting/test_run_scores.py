@@ -10,6 +10,7 @@ from privguard.reporting.run_scores import (
     normalized_returns,
     worst_leakages,
 )
+from privguard.reporting.style import figure_style
 from privguard.reporting.tables import write_csv
 from tests.reporting.record_factory import IDLE, attack, cell, sweep
 
@@ -51,7 +52,8 @@ def test_statistics_are_paired_and_written_as_they_are(tmp_path):
 
 def test_the_profile_figure_draws_every_level():
     cells, _ = sweep(range(3), attacks=())
-    figure = profiles_figure(cells)
+    with figure_style():
+        figure = profiles_figure(cells)
     panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "gaussian")
     # Six levels and the undefended reference, and the line at idle.
     assert len(panel.lines) == 8
