@@ -96,7 +96,8 @@ def more_seeds(seeds: int, max_seeds: int) -> int:
 
 
 def _confirmation(point: LevelPoint, threshold: Threshold, max_seeds: int) -> Measurement | None:
-    if threshold.certain(point) or point.seeds >= max_seeds:
+    # More seeds would not mend a level that broke with one: it is never deployed.
+    if threshold.certain(point) or not point.usable or point.seeds >= max_seeds:
         return None
     why = f"{threshold.quantity} at {point.level:g} is not certain with {point.seeds} seeds"
     return Measurement(point.level, more_seeds(point.seeds, max_seeds), why)

@@ -8,9 +8,9 @@
   weak end the next less private one.
 
 Means locate them. Where chance makes means cross more than once, both definitions take the crossing
-that promises less. A level whose policy broke (collapsed, diverged) has lost its reward. An end is
-certain if its policy broke or if its interval lies on its own side of the allowed value over at
-least ``SEEDS_TO_DECIDE`` seeds.
+that promises less. An end is certain if its interval lies on its own side of the allowed value over
+at least ``SEEDS_TO_DECIDE`` seeds. A level whose policy broke (collapsed, diverged) has lost its
+reward with certainty, but it may only look private: its low leakage is never certain.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Threshold:
     def certain(self, point: LevelPoint) -> bool:
         """Whether more seeds would hardly put the level on the other side."""
         if not point.usable:
-            return True
+            return self.quantity == "reward" or not self.crossed(point)
         if point.seeds < SEEDS_TO_DECIDE or point.low is None or point.high is None:
             return False
         if self.quantity == "leakage":
@@ -240,7 +240,10 @@ def _where(crossing: Crossing, threshold: Threshold) -> str:
 
 def _doubt(ends: Sequence[LevelPoint], threshold: Threshold) -> str:
     doubtful = [point for point in ends if not threshold.certain(point)]
-    if not doubtful:
-        return ""
-    seeds = min(point.seeds for point in doubtful)
-    return f" (not certain: {seeds} seed{'s' if seeds != 1 else ''})"
+    doubts = []
+    measured = [point.seeds for point in doubtful if point.usable]
+    if measured:
+        doubts.append(f"{min(measured)} seed{'s' if min(measured) != 1 else ''}")
+    broken = [point for point in doubtful if not point.usable]
+    doubts += [f"the policy broke at {short_number(point.level)}" for point in broken]
+    return f" (not certain: {', '.join(doubts)})" if doubts else ""

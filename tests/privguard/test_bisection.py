@@ -140,6 +140,10 @@ def test_a_broken_policy_has_lost_its_reward_and_costs_no_more_seeds() -> None:
         LevelPoint(1.4, 3, False, None, None, None),
     ]
     assert next_measurement(points, REWARD, GAUSSIAN, seeds=3, max_seeds=10) is None
+    # It looks private too, which is not certain but not worth another training either.
+    leaks = [LevelPoint(1.0, 3, True, 0.5, 0.4, 0.6), LevelPoint(1.4, 1, False, 0.0, 0.0, 0.0)]
+    assert next_measurement(leaks, LEAKAGE, GAUSSIAN, seeds=3, max_seeds=10) is None
+    assert not LEAKAGE.certain(leaks[1])
 
 
 def test_chance_that_crosses_twice_promises_less() -> None:

@@ -54,8 +54,10 @@ def test_an_end_that_is_missing_is_said_so():
 
 def test_a_collapsed_level_has_lost_its_reward_whatever_it_returned():
     rows = _rows({0.1: (0.6, 1.1), 1.0: (0.02, 1.1)}, at_1="collapsed")
-    _, reward = break_points(rows, LIMITS)
-    assert (reward.weak, reward.strong) == (0.1, 1.0)
+    leakage, reward = break_points(rows, LIMITS)
+    assert (reward.weak, reward.strong, reward.certain) == (0.1, 1.0, True)
+    # A broken policy may only look private.
+    assert leakage.text.endswith("between 0.1 and 1 (not certain: the policy broke at 1)")
 
 
 def test_without_a_scale_there_is_no_reward_break_point():
