@@ -20,11 +20,12 @@ from attacks.local_training import LocalTraining
 from attacks.observation import Observation
 from attacks.prior import Prior, Simulator
 from attacks.registry import get_attack
-from attacks.scores import Reference, consistency, score
-from attacks.transitions import Template, Transitions
+from attacks.scores import Reference, consistency, match_rows, score
+from attacks.transitions import Template, Transitions, flatten_state
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
 from privguard.environments import environment_spec, make_environment
+from privguard.examples import ROWS_KEPT, Example, Examples, chosen
 from privguard.federation import Release
 from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, Noise, ReleaseKind, TargetScores
@@ -35,6 +36,15 @@ from privguard.spec import CellSpec
 Scores = dict[str, float | None]
 
 KINDS: tuple[ReleaseKind, ...] = ("probe", "deployed")
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What came of one attack on one kind of release."""
+
+    record: AttackRecord
+    examples: Examples | None
+    """None where the attack did not run."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +90,20 @@ class Audit:
             simulator=find_simulator(cell.env, cell.observation),
         )
 
-    def run(self, name: str, on_progress: Callable[[str], None]) -> list[AttackRecord]:
-        """One attack on every captured release, one record for each kind of release."""
-        records = []
+    def run(self, name: str, on_progress: Callable[[str], None]) -> list[Attacked]:
+        """One attack on every captured release, once for each kind of release."""
+        found = []
         for kind in KINDS:
             if any(capture.releases[kind] for capture in self.captures.captures):
                 on_progress(f"{name} on {kind} releases")
-                records.append(self.run_attack(get_attack(name), name, kind))
-        return records
+                found.append(self.run_attack(get_attack(name), name, kind))
+        return found
 
-    def run_attack(self, attack: Attack, name: str, kind: ReleaseKind) -> AttackRecord:
+    def run_attack(self, attack: Attack, name: str, kind: ReleaseKind) -> Attacked:
         """One attack on every captured release of one kind; ``name`` also seeds its draws."""
         targets: list[TargetScores] = []
         answers: list[Reconstruction] = []
+        truths: list[Transitions] = []
         seconds = 0.0
         skipped = ""
         batch_size = 0
@@ -111,6 +122,7 @@ class Audit:
             )
             seconds += time.perf_counter() - started
             answers += found
+            truths += [release.truth for release in releases]
             targets += [
                 TargetScores(
                     capture=index,
@@ -132,7 +144,7 @@ class Audit:
                     strict=True,
                 )
             ]
-        return AttackRecord(
+        record = AttackRecord(
             cell_key=self.cell.key,
             attack=name,
             release=kind,
@@ -144,6 +156,26 @@ class Audit:
             # Minibatches of Poisson sampling differ in size, so their answers cannot be compared.
             restarts=consistency(answers, self.reference) if answers and kind == "probe" else {},
             seconds_per_target=seconds / max(len(targets), 1),
+        )
+        return Attacked(record, self._examples(record, answers, truths))
+
+    def _examples(
+        self, record: AttackRecord, answers: list[Reconstruction], truths: list[Transitions]
+    ) -> Examples | None:
+        if not answers:
+            return None
+        kept = chosen(len(answers))
+        decoys = self.reference.decoys
+        return Examples(
+            attack=record.attack,
+            release=record.release,
+            knowledge=record.knowledge,
+            state_mean=flatten_state(decoys.state, torch.float32).mean(dim=0).numpy(),
+            state_sigma=self.reference.state.float().numpy(),
+            action_mean=decoys.action.float().reshape(len(decoys), -1).mean(dim=0).numpy(),
+            action_sigma=self.reference.action.float().numpy(),
+            rounds=tuple(record.targets[i].round for i in kept),
+            targets=tuple(_example(answers[i], truths[i], self.reference) for i in kept),
         )
 
     def information(
@@ -298,6 +330,17 @@ def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:
 def described(cell: CellSpec, batch_size: int) -> list[dict[str, Any]]:
     """The defence's description of itself before the first round."""
     return defenses.parse(cell.defense_text).describe(batch_size=batch_size)
+
+
+def _example(answer: Reconstruction, truth: Transitions, reference: Reference) -> Example:
+    matched = answer.transitions[match_rows(answer.transitions, truth, reference)][:ROWS_KEPT]
+    truth = truth[:ROWS_KEPT]
+    return Example(
+        true_state=truth.state.cpu().numpy(),
+        true_action=truth.action.reshape(len(truth), -1).cpu().numpy(),
+        state=matched.state.float().cpu().numpy(),
+        action=matched.action.reshape(len(truth), -1).float().cpu().numpy(),
+    )
 
 
 def _nominal_batch_size(cell: CellSpec, release: Release, kind: ReleaseKind) -> int:
