@@ -20,12 +20,13 @@ from attacks.local_training import LocalTraining
 from attacks.observation import Observation
 from attacks.prior import Prior, Simulator
 from attacks.registry import get_attack
-from attacks.scores import Reference, consistency, match_rows, score
-from attacks.transitions import Template, Transitions, flatten_state
+from attacks.scores import Reference, consistency, score
+from attacks.transitions import Template, Transitions
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
+from privguard.chosen_examples import choose_examples
 from privguard.environments import environment_spec, make_environment
-from privguard.examples import ROWS_KEPT, Example, Examples, chosen
+from privguard.examples import Examples
 from privguard.federation import Release
 from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, Noise, ReleaseKind, TargetScores
@@ -157,26 +158,7 @@ class Audit:
             restarts=consistency(answers, self.reference) if answers and kind == "probe" else {},
             seconds_per_target=seconds / max(len(targets), 1),
         )
-        return Attacked(record, self._examples(record, answers, truths))
-
-    def _examples(
-        self, record: AttackRecord, answers: list[Reconstruction], truths: list[Transitions]
-    ) -> Examples | None:
-        if not answers:
-            return None
-        kept = chosen(len(answers))
-        decoys = self.reference.decoys
-        return Examples(
-            attack=record.attack,
-            release=record.release,
-            knowledge=record.knowledge,
-            state_mean=flatten_state(decoys.state, torch.float32).mean(dim=0).numpy(),
-            state_sigma=self.reference.state.float().numpy(),
-            action_mean=decoys.action.float().reshape(len(decoys), -1).mean(dim=0).numpy(),
-            action_sigma=self.reference.action.float().numpy(),
-            rounds=tuple(record.targets[i].round for i in kept),
-            targets=tuple(_example(answers[i], truths[i], self.reference) for i in kept),
-        )
+        return Attacked(record, choose_examples(record, answers, truths, self.reference))
 
     def information(
         self, index: int, kind: ReleaseKind = "probe", channel: Channel | None = None
@@ -330,17 +312,6 @@ def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:
 def described(cell: CellSpec, batch_size: int) -> list[dict[str, Any]]:
     """The defence's description of itself before the first round."""
     return defenses.parse(cell.defense_text).describe(batch_size=batch_size)
-
-
-def _example(answer: Reconstruction, truth: Transitions, reference: Reference) -> Example:
-    matched = answer.transitions[match_rows(answer.transitions, truth, reference)][:ROWS_KEPT]
-    truth = truth[:ROWS_KEPT]
-    return Example(
-        true_state=truth.state.cpu().numpy(),
-        true_action=truth.action.reshape(len(truth), -1).cpu().numpy(),
-        state=matched.state.float().cpu().numpy(),
-        action=matched.action.reshape(len(truth), -1).float().cpu().numpy(),
-    )
 
 
 def _nominal_batch_size(cell: CellSpec, release: Release, kind: ReleaseKind) -> int:

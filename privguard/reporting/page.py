@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from privguard.records import CellRecord
 from privguard.reporting.answer import answer
+from privguard.reporting.frames import is_stack
 from privguard.reporting.frontier import FrontierRow
 from privguard.reporting.leaks import Leak
 from privguard.reporting.page_data import Json
@@ -61,14 +62,18 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    poses = any(picture for leak in data["leaks"] for pair in leak["poses"] for picture in pair)
+    environment.filters["code"] = _code
+    pictured = any(
+        picture for leak in data["leaks"] for pair in leak["pictures"] for picture in pair
+    )
     return environment.get_template("page.html.j2").render(
         summary=summary,
         answer=answer(summary.recommendation, rows),
         tables=defense_tables(rows),
         training=training_table(cells),
         leaks=leaks,
-        poses=poses,
+        pictured=pictured,
+        stacks=any(is_stack(true) for leak in leaks for true, _ in leak.states()),
         notes=notes,
         assumptions=_ASSUMPTIONS,
         machines=sorted({cell.machine for cell in cells if cell.machine}),
@@ -77,6 +82,13 @@ def render_page(
         script=Markup("\n").join(_part(name) for name in _SCRIPTS),
         data=_embedded(data),
     )
+
+
+def _code(text: str) -> Markup:
+    """Text whose commands stand between backticks, as in Markdown."""
+    parts = str(escape(text)).split("`")
+    marked = [f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)]
+    return Markup("".join(marked))
 
 
 def _part(name: str) -> Markup:

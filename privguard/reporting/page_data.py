@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 
 from privguard.records import CellRecord
 from privguard.reporting.flags import by_privacy
+from privguard.reporting.frames import is_stack, newest_frame
 from privguard.reporting.frontier import FrontierRow, headline, pareto
 from privguard.reporting.frontier_axes import CLIP_BELOW
 from privguard.reporting.leaks import Leak, scatter
@@ -28,7 +29,7 @@ from privguard.reporting.wording import level_text
 
 Json = dict[str, Any]
 Picture = Callable[[Any], bytes | None]
-"""The picture of a state, if there is one."""
+"""The picture of a state that is a vector, if there is one."""
 
 RELEASES = ("probe", "deployed")
 
@@ -172,7 +173,10 @@ def _leak(leak: Leak, places: dict[int, int], picture: Picture) -> Json:
         "seed": leak.seed,
         "rounds": list(leak.examples.rounds),
         "points": scatter(leak.examples),
-        "poses": [[_embedded(picture(state)) for state in pair] for pair in leak.states()],
+        "pictures": [
+            [_embedded(newest_frame(s) if is_stack(s) else picture(s)) for s in pair]
+            for pair in leak.states()
+        ],
     }
 
 

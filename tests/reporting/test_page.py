@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from privguard.examples import Example, Examples
 from privguard.records import AttackRecord, CellRecord
@@ -221,7 +224,27 @@ def test_poses_are_shown_once_they_are_drawn(tmp_path):
     text = (tmp_path / "index.html").read_text()
     assert "Poses are missing" not in text
     picture = "data:image/webp;base64,cGljdHVyZQ=="
-    assert data_of(text)["leaks"][0]["poses"] == [[picture, picture]] * 2
+    assert data_of(text)["leaks"][0]["pictures"] == [[picture, picture]] * 2
+
+
+def test_frames_need_no_display(tmp_path):
+    true = np.zeros((1, 4, 20, 30), dtype=np.uint8)
+    true[0, -1, :10] = 200
+    unknown = np.full(true.shape, np.nan, dtype=np.float32)
+    action = np.array([[2]])
+    scale = (np.zeros(2400), np.ones(2400), np.zeros(1), np.ones(1))
+    targets = (Example(true, action, true + 0.4, action), Example(true, action, unknown, action))
+    kept = Examples("rgia", "probe", "samples (0.3%)", *scale, (0, 9), targets)
+    one = cell()
+    write_page(tmp_path, [one], [attack(one)], command="x", evidence=Evidence(lambda key: [kept]))
+    text = (tmp_path / "index.html").read_text()
+    assert "newest frame" in text
+    (first, second) = data_of(text)["leaks"][0]["pictures"]
+    assert first[0] == first[1], "0.4 grey levels are not seen"
+    assert second == [first[0], None]
+    image = Image.open(io.BytesIO(base64.b64decode(first[0].partition(",")[2])))
+    assert image.size == (30, 20)
+    assert np.asarray(image.convert("L"))[[5, 15], 15].tolist() == pytest.approx([200, 0], abs=3)
 
 
 def test_text_from_records_cannot_end_the_data_block(tmp_path):

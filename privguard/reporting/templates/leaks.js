@@ -1,4 +1,4 @@
-// What leaked: poses side by side, and every coordinate true against reconstructed.
+// What leaked: pictures side by side, and every coordinate true against reconstructed.
 const TOLERANCE = 0.1;
 
 function shownLeaks() {
@@ -33,22 +33,22 @@ function foundText(points) {
   return `${found} of ${points.length} coordinates within ${TOLERANCE} σ`;
 }
 
-function drawPoses() {
-  const host = document.getElementById("poses");
+function drawPictures() {
+  const host = document.getElementById("pictures");
   if (!host) return;
   byDefense(host, "pairs", (grid, leak, row) => {
-    const example = Math.min(state.example, leak.poses.length - 1);
+    const example = Math.min(state.example, leak.pictures.length - 1);
     const box = panel(grid, levelOnly(row));
     const pair = document.createElement("div");
     pair.className = "poses";
     const names = ["true", `as ${row.attack} reads it`];
-    leak.poses[example].forEach((picture, index) => {
+    leak.pictures[example].forEach((picture, index) => {
       const cell = document.createElement("div");
       const shown = document.createElement(picture ? "img" : "div");
       if (picture) {
         shown.src = picture;
-        shown.alt = index ? `Pose reconstructed by ${row.attack} under ${levelName(row)}: ${foundText(leak.points[example])}`
-          : `True pose behind a release of round ${leak.rounds[example]}`;
+        shown.alt = index ? `State reconstructed by ${row.attack} under ${levelName(row)}: ${foundText(leak.points[example])}`
+          : `True state behind a release of round ${leak.rounds[example]}`;
       } else {
         shown.className = "unknown";
         shown.textContent = "not drawn";

@@ -61,7 +61,7 @@ function chooseRelease() {
 function drawAll() {
   chooseRelease();
   drawTraining();
-  drawPoses();
+  drawPictures();
   drawScatter();
 }
 
@@ -73,7 +73,7 @@ choices("measure", [["ra", "reconstruction accuracy (RA)"], ["leakage", "leakage
 const rounds = data.leaks.reduce((most, leak) => leak.rounds.length > most.length ? leak.rounds : most, []);
 state.example = Math.max(0, rounds.length - 1);
 choices("example", rounds.map((round, i) => [String(i), `${i + 1} of ${rounds.length}: round ${round.toLocaleString("en")}`]),
-  "example", drawPoses);
+  "example", drawPictures);
 legend("defenses", data.defenses.map((style) => ({ ...style,
   text: style.name === "none" ? "undefended" : style.level_name ? `${style.name} (${style.level_name})` : style.name })),
   (name, shown) => {
