@@ -41,7 +41,7 @@ function drawPictures() {
     const box = panel(grid, levelOnly(row));
     const pair = document.createElement("div");
     pair.className = "poses";
-    const names = ["true", `as ${row.attack} reads it`];
+    const names = ["true", `read by ${row.attack}`];
     leak.pictures[example].forEach((picture, index) => {
       const cell = document.createElement("div");
       const shown = document.createElement(picture ? "img" : "div");
