@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from privguard import __version__
+from privguard.cli_reports import MaxLeakageOption, MaxRewardLossOption, reports
 from privguard.errors import BadInput
 
 app = typer.Typer(
@@ -85,7 +86,8 @@ def list_everything(as_json: JsonOption = False) -> None:
 
 @app.command(
     epilog="Examples: `privguard sweep --env ant` · `privguard sweep --env hopper --defense "
-    "dp-sgd=0.03,0.1 --defense gaussian --attack rgia --seeds 5`"
+    "dp-sgd=0.03,0.1 --defense gaussian --attack rgia --seeds 5` · `privguard sweep --env ant "
+    "--refine --max-cells 100`"
 )
 def sweep(
     env: EnvOption = "",
@@ -108,6 +110,25 @@ def sweep(
         int | None, typer.Option(help="Cells at a time. [default: one a processor]")
     ] = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="After the grid: bisect each defence's level around where its leakage and its "
+            "reward cross what is allowed, to within a factor of 1.5, and add seeds until it is "
+            "certain.",
+        ),
+    ] = False,
+    max_leakage: MaxLeakageOption = 0.1,
+    max_reward_loss: MaxRewardLossOption = 0.05,
+    max_cells: Annotated[
+        int | None,
+        typer.Option(help="With --refine: cells beyond the grid. [default: 60]"),
+    ] = None,
+    max_seeds: Annotated[
+        int | None,
+        typer.Option(help="With --refine: seeds of one level. [default: 10]"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the run. [default: reports/ENV]")
     ] = None,
@@ -120,8 +141,10 @@ def sweep(
     Running the same command again resumes: what is finished is not computed twice.
     """
     from privguard.commands import sweep_command
-    from privguard.options import make_spec
+    from privguard.options import make_limits, make_refinement, make_spec
 
+    limits = make_limits(max_leakage=max_leakage, max_reward_loss=max_reward_loss)
+    refinement = make_refinement(limits, refine, max_cells, max_seeds)
     spec = make_spec(
         spec_file=spec_file,
         env=env,
@@ -143,6 +166,8 @@ def sweep(
         workers=workers,
         executor=executor,
         command=_command_line(),
+        limits=limits,
+        refinement=refinement,
     )
     raise typer.Exit(1 if failed else 0)
 
@@ -202,29 +227,7 @@ def evaluate(
     evaluate_command(env, obs, policy, episodes, seed, as_json)
 
 
-@app.command(epilog="Example: `privguard report reports/ant`")
-def report(
-    directory: Annotated[Path, typer.Argument(help="Directory of a run.")],
-) -> None:
-    """Draw the frontier of what is finished: figures, CSV, summary and page."""
-    from privguard.queries import report_command
-
-    report_command(directory)
-
-
-@app.command(epilog="Example: `privguard recommend reports/ant --max-leakage 0.2`")
-def recommend(
-    directory: Annotated[Path, typer.Argument(help="Directory of a run.")],
-    max_leakage: Annotated[float, typer.Option(help="Largest acceptable leakage, 0 to 1.")] = 0.1,
-    max_reward_loss: Annotated[
-        float, typer.Option(help="Largest acceptable share of the reward lost, 0 to 1.")
-    ] = 0.05,
-    as_json: JsonOption = False,
-) -> None:
-    """Choose the defence and level to deploy, with reasons, or say what came nearest."""
-    from privguard.queries import recommend_command
-
-    recommend_command(directory, max_leakage, max_reward_loss, as_json)
+app.add_typer(reports)
 
 
 @app.command(

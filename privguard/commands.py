@@ -23,6 +23,8 @@ from privguard.options import (
 )
 from privguard.progress import SweepProgress, cell_name
 from privguard.queries import known_sweep, recommendation_text
+from privguard.refinement import Planned, Refinement, refine, with_earlier_refinement
+from privguard.reporting.limits import Limits
 from privguard.spec import CellSpec, DefenseGrid, SweepSpec, agent_settings, budget
 from privguard.store import Store
 from privguard.sweep import pending_tasks, run_sweep, shown_attacks
@@ -30,9 +32,16 @@ from privguard.sweep import report as write_sweep_report
 
 
 def sweep_command(
-    spec: SweepSpec, *, out: Path, workers: int | None, executor: str, command: str
+    spec: SweepSpec,
+    *,
+    out: Path,
+    workers: int | None,
+    executor: str,
+    command: str,
+    limits: Limits,
+    refinement: Refinement | None,
 ) -> int:
-    """Runs or resumes a sweep; the number of cells that failed."""
+    """Runs or resumes a sweep, then refines it if asked; the number of cells that failed."""
     if executor not in ("local", "ray"):
         raise BadInput(f"--executor {executor}: unknown (allowed: local, ray)")
     if workers is not None:
@@ -43,6 +52,8 @@ def sweep_command(
     store = Store.create(out)
     failures: list[str] = []
     with store.lock():
+        earlier = store.sweep()
+        spec = with_earlier_refinement(spec, earlier[0] if earlier else None)
         total = len(spec.cells())
         tasks = pending_tasks(spec, store)
         for task in tasks:
@@ -60,16 +71,32 @@ def sweep_command(
                     if isinstance(event, Failed):
                         failures.append(cell_name(event.cell))
 
+                def on_plan(larger: SweepSpec, steps: Sequence[Planned]) -> None:
+                    progress.extend(len(larger.cells()))
+                    _print_plan(console, steps, refinement)
+
                 run_sweep(spec, store, chosen, command, on_event)
+                if refinement is not None:
+                    refine(spec, store, chosen, command, refinement, on_event, on_plan)
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to resume", highlight=False)
             raise SystemExit(130) from None
     store.close()
     console.print(f"report: {out / 'index.html'}", highlight=False)
-    print(recommendation_text(out, 0.1, 0.05))
+    print(recommendation_text(out, limits))
     if failures:
         console.print(f"{len(failures)} cells failed; see {out / 'failures'}", highlight=False)
     return len(failures)
+
+
+def _print_plan(console: Console, steps: Sequence[Planned], refinement: Refinement | None) -> None:
+    for step in steps:
+        console.print(f"refining {step.text}", highlight=False)
+    if not steps and refinement is not None:
+        console.print(
+            f"break points are left open after {refinement.max_cells} cells (--max-cells)",
+            highlight=False,
+        )
 
 
 def train_command(

@@ -75,6 +75,19 @@ def parse_grid(text: str, clients: int) -> DefenseGrid:
     return grid
 
 
+def check_clients(text: str, clients: int) -> None:
+    """Builds the defence for so many clients, on the smallest of networks.
+
+    Raises:
+        defenses.DefenseError: it cannot be built, e.g. for groups that do not divide the clients.
+    """
+    import torch
+
+    defenses.parse(text).bind(
+        torch.nn.Linear(2, 1), clients=clients, batch_size=1, generator=torch.Generator()
+    ).close()
+
+
 def swept_stage(template: str) -> DefenseInfo | None:
     """The registered defence whose level a cell sets; None where it sets none."""
     for stage in template.split("+"):

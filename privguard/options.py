@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from pydantic import ValidationError
 
@@ -13,7 +13,11 @@ from privguard.catalogue import nearest
 from privguard.environments import environment_spec
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge, chosen_knowledge
+from privguard.reporting.limits import Limits
 from privguard.spec import BudgetName, SweepSpec, agent_settings, budget
+
+if TYPE_CHECKING:
+    from privguard.refinement import Refinement
 
 
 def make_spec(
@@ -93,17 +97,51 @@ def calibrated_defenses(
     return [with_noise_multipliers(text, plan) for text in texts]
 
 
+def make_limits(**values: float | None) -> Limits:
+    """The limits that the options of the same names set.
+
+    Raises:
+        BadInput: one of them cannot be meant.
+    """
+    limits = Limits.model_validate(values)
+    problem = limits.problem()
+    if problem is not None:
+        name, _, rest = problem.partition(" ")
+        raise BadInput(f"--{name.replace('_', '-')} {rest}")
+    return limits
+
+
+def make_refinement(
+    limits: Limits, refine: bool, max_cells: int | None, max_seeds: int | None
+) -> Refinement | None:
+    """The refinement that the options of the sweep ask for; None without ``--refine``.
+
+    Raises:
+        BadInput: a bound without ``--refine``, or below one.
+    """
+    bounds = {"--max-cells": max_cells, "--max-seeds": max_seeds}
+    for option, value in bounds.items():
+        if value is not None:
+            if not refine:
+                raise BadInput(f"{option} {value}: bounds a refinement; add --refine")
+            positive(option, value)
+    if not refine:
+        return None
+    from privguard.refinement import MAX_CELLS, MAX_SEEDS, Refinement
+
+    return Refinement(limits, max_cells or MAX_CELLS, max_seeds or MAX_SEEDS)
+
+
 def check_spec(spec: SweepSpec) -> None:
     """Finds what a worker would only find hours later: names, levels, observations, clients.
 
     Raises:
         BadInput: the first thing that is wrong.
     """
-    import torch
-
     import defenses
     from attacks.registry import get_attack
     from privguard.environments import make_environment
+    from privguard.grids import check_clients
     from privguard.spec import defense_text
 
     make_environment(spec.env, spec.observation).close()
@@ -119,12 +157,7 @@ def check_spec(spec: SweepSpec) -> None:
                         f"--local-steps {spec.local_steps}: {defense.text} acts on single samples, "
                         "of which an update shows nothing (clip=NORM+gaussian=VARIANCE acts on it)"
                     )
-                defense.bind(
-                    torch.nn.Linear(2, 1),
-                    clients=spec.clients,
-                    batch_size=1,
-                    generator=torch.Generator(),
-                ).close()
+                check_clients(defense.text, spec.clients)
 
 
 def check_knowledge(spec: SweepSpec) -> None:

@@ -60,6 +60,11 @@ class SweepProgress:
             lines = [Text(_running(event)) for event in self.running.values()]
             self.live.update(Group(*lines, self.bar))
 
+    def extend(self, total: int) -> None:
+        """More cells are to come: ``total`` now."""
+        self.total = total
+        self.bar.update(self.task, total=total)
+
     def _time_left(self) -> str:
         fresh = self.done - self.before
         share = sum(event.round / event.cell.budget.rounds for event in self.running.values())

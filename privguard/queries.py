@@ -5,17 +5,23 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from privguard.catalogue import nearest
 from privguard.environments import environment_spec
 from privguard.errors import BadInput
 from privguard.options import plugins, positive
+from privguard.reporting.limits import Limits
 from privguard.spec import SweepSpec
 from privguard.store import Store
 from privguard.sweep import report as write_sweep_report
 from privguard.sweep import selected_records
+
+if TYPE_CHECKING:
+    from privguard.next_run import NextRun
+    from privguard.reporting.recommendation import Recommendation
 
 
 def evaluate_command(
@@ -85,25 +91,58 @@ def report_command(directory: Path) -> None:
     store.close()
 
 
-def recommend_command(
-    directory: Path, max_leakage: float, max_reward_loss: float, as_json: bool
-) -> None:
-    """Prints the recommendation as text or JSON."""
-    for option, value in (("--max-leakage", max_leakage), ("--max-reward-loss", max_reward_loss)):
-        if not 0 <= value <= 1:
-            raise BadInput(f"{option} {value}: must be from 0 to 1")
-    if as_json:
-        answer = _recommendation(directory, max_leakage, max_reward_loss)
-        print(json.dumps(answer.model_dump(), indent=2))
-    else:
-        print(recommendation_text(directory, max_leakage, max_reward_loss))
+def recommend_command(directory: Path, limits: Limits, as_json: bool) -> None:
+    """Prints the recommendation, and what to run next, as text or JSON."""
+    if not as_json:
+        print(recommendation_text(directory, limits))
+        return
+    answer, following = _recommendation(directory, limits)
+    next_run = None if following is None else following.model_dump()
+    print(json.dumps(answer.model_dump(mode="json") | {"next_run": next_run}, indent=2))
 
 
-def recommendation_text(directory: Path, max_leakage: float, max_reward_loss: float) -> str:
+def recommendation_text(directory: Path, limits: Limits) -> str:
     """The recommendation in words."""
     from privguard.reporting.recommendation import render_text
 
-    return render_text(_recommendation(directory, max_leakage, max_reward_loss))
+    answer, following = _recommendation(directory, limits)
+    text = render_text(answer)
+    if following is None:
+        return text
+    return f"{text}\nRun next ({following.reason}):\n  {following.command}\n"
+
+
+def compare_command(directories: Sequence[Path], out: Path, limits: Limits) -> None:
+    """Writes the comparison of several runs and names its files."""
+    if len(directories) < 2:
+        raise BadInput(f"{directories[0]}: a comparison needs two runs or more")
+    paths = [directory.resolve() for directory in directories]
+    if len(set(paths)) < len(paths):
+        raise BadInput("the same run is named twice")
+    if (out / "records.sqlite").exists() or (out.exists() and not out.is_dir()):
+        raise BadInput(f"--out {out}: holds a run or is no directory; name another directory")
+    from privguard.reporting.comparison import Run, compare
+    from privguard.reporting.comparison_page import write_comparison
+
+    # The last part of a path names its run, unless another run ends in the same one.
+    short = [path.name for path in paths]
+    names = short if len(set(short)) == len(short) else [str(path) for path in directories]
+    runs = []
+    for name, directory in zip(names, directories, strict=True):
+        store = Store.open(directory)
+        spec, _ = known_sweep(store)
+        cells, attacks = selected_records(spec, store)
+        store.close()
+        if not cells:
+            raise BadInput(f"{directory}: no cell has finished yet")
+        runs.append(Run(name, cells, attacks))
+    comparison = compare(runs, limits)
+    try:
+        written = write_comparison(out, comparison)
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot be written to ({error.strerror})") from None
+    for path in written:
+        print(path)
 
 
 def check_command(plugin: str) -> int:
@@ -138,7 +177,8 @@ def _defense_findings(text: str) -> list[str]:
     return []
 
 
-def _recommendation(directory: Path, max_leakage: float, max_reward_loss: float) -> Any:
+def _recommendation(directory: Path, limits: Limits) -> tuple[Recommendation, NextRun | None]:
+    from privguard.next_run import next_run
     from privguard.reporting.frontier import frontier_rows
     from privguard.reporting.recommendation import recommend
 
@@ -146,9 +186,13 @@ def _recommendation(directory: Path, max_leakage: float, max_reward_loss: float)
     spec, _ = known_sweep(store)
     cells, attacks = selected_records(spec, store)
     store.close()
-    return recommend(
-        frontier_rows(cells, attacks), max_leakage=max_leakage, max_reward_loss=max_reward_loss
-    )
+    if limits.max_bytes is not None and not all(c.bytes_per_round for c in cells if c.rounds):
+        raise BadInput(
+            f"--max-bytes {limits.max_bytes:g}: {directory} does not record the bytes of a round"
+        )
+    rows = frontier_rows(cells, attacks)
+    answer = recommend(rows, limits)
+    return answer, next_run(spec, rows, answer, directory)
 
 
 def known_sweep(store: Store) -> tuple[SweepSpec, str]:

@@ -232,6 +232,8 @@ class DefenseGrid(Specification):
     """What precedes and follows the level, e.g. ``clip=1.0+gaussian={level}@option=2``."""
     levels: tuple[float, ...]
     """Empty for a defence without a level."""
+    seeds: Positive | None = None
+    """Seeds of these levels where they differ from the sweep's: a refinement adds such grids."""
 
 
 def defense_text(template: str, level: float | None) -> str:
@@ -270,11 +272,15 @@ class SweepSpec(Specification):
     def cells(self) -> list[CellSpec]:
         """All cells, seed by seed over the whole grid; the undefended one first in each seed."""
         env = environment_spec(self.env)
-        grid = [
-            (defense.template, level)
-            for defense in sorted(self.defenses, key=lambda defense: defense.template != "none")
-            for level in defense.levels or (None,)
-        ]
+        grids = sorted(self.defenses, key=lambda grid: grid.template != "none")
+        # A level may stand in several grids, with different numbers of seeds: the largest counts.
+        places = dict.fromkeys(
+            (seed, grid.template, level)
+            for seed in range(max(grid.seeds or self.seeds for grid in grids))
+            for grid in grids
+            if seed < (grid.seeds or self.seeds)
+            for level in grid.levels or (None,)
+        )
         return [
             CellSpec(
                 env=self.env,
@@ -287,6 +293,5 @@ class SweepSpec(Specification):
                 budget=budget(self.budget, self.env),
                 agent=agent_settings(env, self.batch_size, self.local_steps),
             )
-            for seed in range(self.seeds)
-            for template, level in grid
+            for seed, template, level in places
         ]

@@ -70,7 +70,22 @@ def run_sweep(
     command: str,
     on_event: Callable[[Event], None],
 ) -> None:
-    """Computes everything that is missing, commits each cell as it ends, refreshes the report."""
+    """Computes everything that is missing and writes the report."""
+    compute(spec, store, executor, command, on_event)
+    report(spec, store, command)
+
+
+def compute(
+    spec: SweepSpec,
+    store: Store,
+    executor: Executor,
+    command: str,
+    on_event: Callable[[Event], None],
+) -> None:
+    """Computes everything that is missing, commits each cell as it ends.
+
+    The report is refreshed every ``_REFRESH_SECONDS`` at most, and not at the end.
+    """
     store.put_sweep(spec, command)
     tasks = pending_tasks(spec, store)
     reported = time.monotonic()
@@ -89,7 +104,6 @@ def run_sweep(
             reported = time.monotonic()
 
     executor.run(tasks, commit)
-    report(spec, store, command)
 
 
 def failed_record(event: Failed) -> CellRecord:

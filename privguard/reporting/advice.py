@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from privguard.records import ReleaseKind
+from privguard.reporting.break_points import WHOLE_NUMBER_LEVELS
 from privguard.reporting.candidates import Candidate
 from privguard.reporting.flags import by_privacy
 from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.limits import Limits
 from privguard.reporting.wording import short_number
 
 SEEDS_ENOUGH = 3
-WHOLE_NUMBER_LEVELS = ("bits", "clients")
 
 
 def suggestions(
     rows: Sequence[FrontierRow],
     candidate: Candidate | None,
     release: ReleaseKind,
-    max_leakage: float,
-    max_reward_loss: float,
+    limits: Limits,
     *,
     settled: bool,
 ) -> list[str]:
@@ -35,45 +35,41 @@ def suggestions(
         return ["Finish an undefended cell that learns (or a longer budget): reward has no scale."]
     if candidate is None:
         return ["Let the sweep go on until a defended level has been trained and attacked."]
-    if candidate.means_qualify(max_leakage, max_reward_loss):
+    if candidate.means_qualify(limits):
         more = max(SEEDS_ENOUGH, 2 * candidate.seeds)
         return [f"Run more seeds (now {candidate.seeds}, say {more}): the evidence is still thin."]
     levels = by_privacy(
         [row for row in headline(rows, release) if row.defense == candidate.defense]
     )
     return [
-        *_levels_to_try(levels, max_leakage, max_reward_loss),
-        *_wide_intervals(candidate, max_leakage, max_reward_loss),
-        *_other_means(candidate, max_leakage, max_reward_loss),
+        *_levels_to_try(levels, limits),
+        *_wide_intervals(candidate, limits),
+        *_other_means(candidate, limits),
     ]
 
 
-def _levels_to_try(
-    levels: Sequence[FrontierRow], max_leakage: float, max_reward_loss: float
-) -> list[str]:
+def _levels_to_try(levels: Sequence[FrontierRow], limits: Limits) -> list[str]:
     """Where on this defence's own axis, least private level first, a better one may lie."""
     if not levels:
         return []
     name = f"{levels[0].defense}'s {levels[0].level_name or 'level'}"
     for weak, strong in pairwise(levels):
-        if _keeps_reward(weak, max_reward_loss) and (
-            _hides(strong, max_leakage) or not strong.usable
-        ):
+        if _keeps_reward(weak, limits) and (_hides(strong, limits) or not strong.usable):
             return _between(name, weak, strong)
-    if not any(_hides(row, max_leakage) for row in levels):
+    if not any(_hides(row, limits) for row in levels):
         return [f"Extend {name} beyond {_level(levels[-1])}: even that level leaks too much."]
-    if not any(_keeps_reward(row, max_reward_loss) for row in levels):
+    if not any(_keeps_reward(row, limits) for row in levels):
         return [f"Start {name} before {_level(levels[0])}: even that level costs too much reward."]
     return []
 
 
-def _hides(row: FrontierRow, max_leakage: float) -> bool:
-    return row.usable and (row.leakage_mean or 0.0) <= max_leakage
+def _hides(row: FrontierRow, limits: Limits) -> bool:
+    return row.usable and (row.leakage_mean or 0.0) <= limits.max_leakage
 
 
-def _keeps_reward(row: FrontierRow, max_reward_loss: float) -> bool:
+def _keeps_reward(row: FrontierRow, limits: Limits) -> bool:
     reward = row.normalized_return_mean
-    return row.usable and reward is not None and reward >= 1 - max_reward_loss
+    return row.usable and reward is not None and reward >= limits.min_reward
 
 
 def _between(name: str, weak: FrontierRow, strong: FrontierRow) -> list[str]:
@@ -91,13 +87,13 @@ def _between(name: str, weak: FrontierRow, strong: FrontierRow) -> list[str]:
     ]
 
 
-def _wide_intervals(candidate: Candidate, max_leakage: float, max_reward_loss: float) -> list[str]:
+def _wide_intervals(candidate: Candidate, limits: Limits) -> list[str]:
     """More seeds, if the favourable ends of the intervals would keep the limits."""
     best_reward = candidate.normalized_return_high
     if (
-        candidate.leakage_low <= max_leakage
+        candidate.leakage_low <= limits.max_leakage
         and best_reward is not None
-        and best_reward >= 1 - max_reward_loss
+        and best_reward >= limits.min_reward
     ):
         return [
             f"Run more seeds (now {candidate.seeds}): its intervals reach into the limits, "
@@ -106,15 +102,15 @@ def _wide_intervals(candidate: Candidate, max_leakage: float, max_reward_loss: f
     return []
 
 
-def _other_means(candidate: Candidate, max_leakage: float, max_reward_loss: float) -> list[str]:
+def _other_means(candidate: Candidate, limits: Limits) -> list[str]:
     """Changes of the training rather than of the level."""
     steps = []
-    if candidate.missing_reward(max_reward_loss):
+    if candidate.missing_reward(limits):
         steps.append(
             "Average the noise out at the same level: a larger minibatch, more clients, "
             "or a longer budget."
         )
-    if candidate.missing_privacy(max_leakage):
+    if candidate.missing_privacy(limits):
         steps.append(
             "Hide single releases: larger minibatches, or secure aggregation over more clients."
         )

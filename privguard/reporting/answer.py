@@ -34,11 +34,12 @@ class Answer:
 
 def answer(recommendation: Recommendation, rows: Sequence[FrontierRow]) -> Answer:
     """Word the recommendation for the rows that it was made from."""
-    limits = (
-        f"at most {recommendation.max_leakage:g} of the experience leaks and at most "
-        f"{recommendation.max_reward_loss:.0%} of the reward is lost"
+    limits = recommendation.limits
+    question = (
+        "Which defence, at which level, may be deployed so that at most "
+        f"{limits.max_leakage:g} of the experience leaks and at most "
+        f"{limits.max_reward_loss:.0%} of the reward is lost?"
     )
-    question = f"Which defence, at which level, may be deployed so that {limits}?"
     candidate = recommendation.choice or recommendation.nearest
     if candidate is None:
         return Answer(question, recommendation.answer, ())
@@ -57,15 +58,16 @@ def _facts(
     candidate: Candidate, recommendation: Recommendation, rows: Sequence[FrontierRow]
 ) -> tuple[Fact, ...]:
     row = next(r for r in rows if (r.defense, r.level) == (candidate.defense, candidate.level))
+    limits = recommendation.limits
     control = next((r for r in rows if r.undefended), None)
     epsilon = "no formal guarantee" if row.epsilon is None else short_number(row.epsilon)
     return (
         Fact(
             "Leakage, worst attack",
             interval_text(candidate.leakage_mean, candidate.leakage_low, candidate.leakage_high),
-            f"by {candidate.worst_attack}; limit {recommendation.max_leakage:g}, "
+            f"by {candidate.worst_attack}; limit {limits.max_leakage:g}, "
             "0 = nothing beyond the prior, 1 = everything",
-            candidate.leakage_mean <= recommendation.max_leakage,
+            candidate.leakage_mean <= limits.max_leakage,
         ),
         Fact(
             "Reward kept",
@@ -75,8 +77,8 @@ def _facts(
                 candidate.normalized_return_high,
             ),
             f"return {return_text(candidate.return_mean)}; limit "
-            f"{1 - recommendation.max_reward_loss:g}, 0 = idle, 1 = undefended",
-            candidate.missing_reward(recommendation.max_reward_loss) == 0,
+            f"{limits.min_reward:g}, 0 = idle, 1 = undefended",
+            candidate.missing_reward(limits) == 0,
         ),
         Fact(
             "ε",

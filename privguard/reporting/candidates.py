@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from privguard.records import ReleaseKind
 from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.limits import Limits
 from privguard.reporting.wording import candidate_text, guarantee_text
 
 
@@ -33,6 +34,12 @@ class Candidate(BaseModel):
     leakage_low: float
     leakage_high: float
     """Largest upper bound over the attacks, not only the worst one's."""
+    identified_mean: float | None
+    """Largest over the attacks."""
+    identified_high: float | None
+    """Largest upper bound over the attacks."""
+    bytes_up: int
+    """Bytes that one client sends up in one round."""
     ra_mean: float | None
     ra_prior: float | None
     return_mean: float | None
@@ -40,26 +47,49 @@ class Candidate(BaseModel):
     normalized_return_low: float | None
     normalized_return_high: float | None
 
-    def missing_privacy(self, max_leakage: float) -> float:
-        """How far the mean leakage lies above the limit; 0 if it does not."""
-        return max(0.0, self.leakage_mean - max_leakage)
+    def missing_privacy(self, limits: Limits) -> float:
+        """How far the means of leakage and identified lie above their limits, added up."""
+        missing = max(0.0, self.leakage_mean - limits.max_leakage)
+        if limits.max_identified is not None:
+            # Without the score, nothing speaks for the level.
+            identified = 1.0 if self.identified_mean is None else self.identified_mean
+            missing += max(0.0, identified - limits.max_identified)
+        return missing
 
-    def missing_reward(self, max_reward_loss: float) -> float:
+    def missing_reward(self, limits: Limits) -> float:
         """How far the mean normalised return lies below the limit; 0 if it does not."""
         if self.normalized_return_mean is None:
             return float("inf")
-        return max(0.0, 1 - max_reward_loss - self.normalized_return_mean)
+        return max(0.0, limits.min_reward - self.normalized_return_mean)
 
-    def means_qualify(self, max_leakage: float, max_reward_loss: float) -> bool:
-        """Whether both means keep the limits."""
-        return not (self.missing_privacy(max_leakage) or self.missing_reward(max_reward_loss))
+    def keeps_fixed_limits(self, limits: Limits) -> bool:
+        """Whether epsilon and bytes, which no seed changes, keep their limits."""
+        if limits.max_bytes is not None and self.bytes_up > limits.max_bytes:
+            return False
+        return limits.max_epsilon is None or (
+            self.epsilon is not None and self.epsilon <= limits.max_epsilon
+        )
 
-    def intervals_qualify(self, max_leakage: float, max_reward_loss: float) -> bool:
-        """Whether the unfavourable ends of both intervals keep the limits."""
+    def means_qualify(self, limits: Limits) -> bool:
+        """Whether the means and the fixed numbers keep every limit."""
+        return self.keeps_fixed_limits(limits) and not (
+            self.missing_privacy(limits) or self.missing_reward(limits)
+        )
+
+    def identified_qualifies(self, limits: Limits) -> bool:
+        """Whether the upper end of the identified share keeps its limit, if there is one."""
+        return limits.max_identified is None or (
+            self.identified_high is not None and self.identified_high <= limits.max_identified
+        )
+
+    def intervals_qualify(self, limits: Limits) -> bool:
+        """Whether the unfavourable ends of all intervals keep the limits."""
         return (
-            self.leakage_high <= max_leakage
+            self.keeps_fixed_limits(limits)
+            and self.leakage_high <= limits.max_leakage
+            and self.identified_qualifies(limits)
             and self.normalized_return_low is not None
-            and self.normalized_return_low >= 1 - max_reward_loss
+            and self.normalized_return_low >= limits.min_reward
         )
 
 
@@ -77,6 +107,8 @@ def _candidate(strongest: FrontierRow, judged: Sequence[FrontierRow]) -> Candida
         and row.leakage_mean is not None
     ]
     bounds = [row.leakage_high for row in same if row.leakage_high is not None]
+    identified = [row.identified_mean for row in same if row.identified_mean is not None]
+    identified_bounds = [row.identified_high for row in same if row.identified_high is not None]
     mean = strongest.leakage_mean or 0.0
     return Candidate(
         defense=strongest.defense,
@@ -93,6 +125,9 @@ def _candidate(strongest: FrontierRow, judged: Sequence[FrontierRow]) -> Candida
         leakage_mean=mean,
         leakage_low=mean if strongest.leakage_low is None else strongest.leakage_low,
         leakage_high=max(bounds, default=mean),
+        identified_mean=max(identified, default=None),
+        identified_high=max(identified_bounds, default=None),
+        bytes_up=strongest.bytes_per_round,
         ra_mean=strongest.ra_mean,
         ra_prior=strongest.ra_prior,
         return_mean=strongest.return_mean,

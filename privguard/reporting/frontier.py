@@ -14,6 +14,7 @@ from privguard.reporting.statistics import (
     Array,
     Estimate,
     bootstrap_mean,
+    bootstrap_share,
     finite,
     mean_or_none,
     seed_mean,
@@ -86,6 +87,9 @@ class FrontierRow(BaseModel):
     reward_accuracy_mean: float | None
     reward_accuracy_prior: float | None
     identified_prior: float | None
+    identified_low: float | None
+    identified_high: float | None
+    """Widened to what so few targets can show (``statistics.bootstrap_share``)."""
     gradient_norm: float | None
     noise_norm: float | None
     noise_std: float | None
@@ -221,7 +225,9 @@ def _attack_columns(records: list[AttackRecord], seed_of: dict[str, int]) -> dic
         **_columns("ra", bootstrap_mean(groups(lambda target: target.scores.get("ra")))),
         **_columns("leakage", bootstrap_mean(groups(leakage))),
         "ra_prior": mean("ra_prior"),
-        "identified_mean": mean("identified"),
+        **_columns(
+            "identified", bootstrap_share(groups(lambda target: target.scores.get("identified")))
+        ),
         "nmse_mean": nmse,
         "floor_nmse": floor,
         "efficiency": floor / nmse if floor is not None and nmse else None,

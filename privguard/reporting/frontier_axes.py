@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from privguard.reporting.frontier import FrontierRow
-from privguard.reporting.recommendation import MAX_LEAKAGE, MAX_REWARD_LOSS
+from privguard.reporting.limits import MAX_LEAKAGE, MAX_REWARD_LOSS
 from privguard.reporting.style import INK
 
 Measure = Literal["ra", "leakage"]

@@ -19,7 +19,7 @@ from privguard.reporting.frontier import FrontierRow, headline, pareto
 from privguard.reporting.frontier_axes import CLIP_BELOW
 from privguard.reporting.leaks import Leak, scatter
 from privguard.reporting.levels_figure import LOGARITHMIC_SPAN
-from privguard.reporting.recommendation import MAX_LEAKAGE, MAX_REWARD_LOSS
+from privguard.reporting.limits import MAX_LEAKAGE, MAX_REWARD_LOSS
 from privguard.reporting.returns import UNDEFENDED, return_scale
 from privguard.reporting.statistics import mean_or_none
 from privguard.reporting.style import defense_styles, series_styles

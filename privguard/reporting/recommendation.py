@@ -10,18 +10,18 @@ from pydantic import BaseModel, ConfigDict
 
 from privguard.records import ReleaseKind
 from privguard.reporting.advice import suggestions
+from privguard.reporting.break_points import BreakPoint, break_points
 from privguard.reporting.candidates import Candidate, candidates
 from privguard.reporting.flags import Flag, suspicious_results
 from privguard.reporting.frontier import FrontierRow
+from privguard.reporting.limits import Limits
 from privguard.reporting.returns import UNDEFENDED
-from privguard.reporting.wording import interval_text, return_text
+from privguard.reporting.statistics import SEEDS_TO_TRUST, coverage_text
+from privguard.reporting.wording import interval_text, return_text, short_number
 
 Status = Literal["recommended", "tentative", "none"]
 Confidence = Literal["none", "low", "moderate", "high"]
-
-MAX_LEAKAGE = 0.1
-MAX_REWARD_LOSS = 0.05
-SEEDS_FOR_HIGH_CONFIDENCE = 5
+DEFAULT_LIMITS = Limits()
 
 
 class Recommendation(BaseModel):
@@ -31,13 +31,14 @@ class Recommendation(BaseModel):
 
     env: str
     status: Status
-    """``recommended``: the intervals keep both limits over two seeds or more. ``tentative``: the
-    means do, the evidence is thin. ``none``: no level does."""
+    """``recommended``: the unfavourable ends of the intervals keep every limit over two seeds or
+    more. ``tentative``: the means do, the evidence is thin. ``none``: no level does."""
     confidence: Confidence
+    confidence_reason: str
+    """What the confidence rests on, and what the intervals leave out."""
     answer: str
     """The answer in one sentence."""
-    max_leakage: float
-    max_reward_loss: float
+    limits: Limits
     release: ReleaseKind
     threat_model: str
     choice: Candidate | None
@@ -45,6 +46,8 @@ class Recommendation(BaseModel):
     """The other levels that keep the same limits, best first."""
     nearest: Candidate | None
     """Without a choice: the level that misses the limits by least."""
+    break_points: list[BreakPoint]
+    """Of every defence that has a level: where leakage and reward cross the limits."""
     reasons: list[str]
     suggestions: list[str]
     flags: list[Flag]
@@ -52,54 +55,50 @@ class Recommendation(BaseModel):
 
 def recommend(
     rows: Sequence[FrontierRow],
+    limits: Limits = DEFAULT_LIMITS,
     *,
-    max_leakage: float = MAX_LEAKAGE,
-    max_reward_loss: float = MAX_REWARD_LOSS,
     release: ReleaseKind = "probe",
 ) -> Recommendation:
     """Choose among the levels of one environment whose cells all ended well.
 
-    A level keeps the limits if the upper end of its worst-case leakage is at most ``max_leakage``
-    and the lower end of its normalised return is at least ``1 - max_reward_loss``. Among those the
-    one with the highest return wins, a return beyond the undefended one counting as equal to it;
-    among equal returns (to 0.01) the lowest leakage.
+    A level keeps the limits if the upper ends of its worst-case leakage and of its identified share
+    are at most what is allowed, the lower end of its normalised return is at least
+    ``1 - max_reward_loss``, and its epsilon and bytes, which have no interval, keep theirs. Among
+    those the one with the highest return wins, a return beyond the undefended one counting as equal
+    to it; among equal returns (to 0.01) the lowest leakage.
 
     Raises:
-        ValueError: a limit is not in [0, 1], or the rows belong to several environments.
+        ValueError: a limit cannot be meant, or the rows belong to several environments.
     """
-    for name, value in (("max_leakage", max_leakage), ("max_reward_loss", max_reward_loss)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie between 0 and 1, not {value}")
+    problem = limits.problem()
+    if problem is not None:
+        raise ValueError(problem)
     environments = sorted({row.env for row in rows})
     if len(environments) > 1:
         raise ValueError(f"one recommendation is for one environment, not {environments}")
 
     judged = [c for c in candidates(rows, release) if c.defense != UNDEFENDED]
-    by_means = [c for c in judged if c.means_qualify(max_leakage, max_reward_loss)]
-    certain = [
-        c for c in by_means if c.intervals_qualify(max_leakage, max_reward_loss) and c.seeds >= 2
-    ]
+    by_means = [c for c in judged if c.means_qualify(limits)]
+    certain = [c for c in by_means if c.intervals_qualify(limits) and c.seeds >= 2]
     qualified = sorted(certain or by_means, key=_preference)
     choice = qualified[0] if qualified else None
-    nearest = None if choice else _nearest(judged, max_leakage, max_reward_loss)
+    nearest = None if choice else _nearest(judged, limits)
     status: Status = "recommended" if certain else "tentative" if choice else "none"
-    limits = f"leakage ≤ {max_leakage:g}, reward loss ≤ {max_reward_loss:g}"
     return Recommendation(
         env=environments[0] if environments else "",
         status=status,
         confidence=_confidence(status, choice),
+        confidence_reason=_confidence_reason(status, choice),
         answer=_answer(status, choice, limits),
-        max_leakage=max_leakage,
-        max_reward_loss=max_reward_loss,
+        limits=limits,
         release=release,
         threat_model=_threat_model(rows, release, choice or nearest),
         choice=choice,
         alternatives=qualified[1:],
         nearest=nearest,
-        reasons=_reasons(choice, nearest, rows, judged, max_leakage, max_reward_loss),
-        suggestions=suggestions(
-            rows, choice or nearest, release, max_leakage, max_reward_loss, settled=bool(certain)
-        ),
+        break_points=break_points(rows, limits),
+        reasons=_reasons(choice, nearest, rows, judged, limits),
+        suggestions=suggestions(rows, choice or nearest, release, limits, settled=bool(certain)),
         flags=suspicious_results(rows, release),
     )
 
@@ -109,14 +108,13 @@ def _preference(candidate: Candidate) -> tuple[float, float]:
     return -round(reward, 2), candidate.leakage_mean
 
 
-def _nearest(
-    judged: Sequence[Candidate], max_leakage: float, max_reward_loss: float
-) -> Candidate | None:
-    def distance(candidate: Candidate) -> tuple[float, float]:
-        reward = candidate.missing_reward(max_reward_loss)
+def _nearest(judged: Sequence[Candidate], limits: Limits) -> Candidate | None:
+    def distance(candidate: Candidate) -> tuple[bool, float, float]:
+        reward = candidate.missing_reward(limits)
         # Without a reward scale, the least leaking level is the nearest.
         reward = reward if math.isfinite(reward) else 0.0
-        return reward + candidate.missing_privacy(max_leakage), candidate.leakage_mean
+        missing = reward + candidate.missing_privacy(limits)
+        return not candidate.keeps_fixed_limits(limits), missing, candidate.leakage_mean
 
     return min(judged, key=distance, default=None)
 
@@ -126,12 +124,24 @@ def _confidence(status: Status, choice: Candidate | None) -> Confidence:
         return "none"
     if status == "tentative":
         return "low"
-    return "high" if choice.seeds >= SEEDS_FOR_HIGH_CONFIDENCE else "moderate"
+    return "high" if choice.seeds >= SEEDS_TO_TRUST else "moderate"
 
 
-def _answer(status: Status, choice: Candidate | None, limits: str) -> str:
+def _confidence_reason(status: Status, choice: Candidate | None) -> str:
     if choice is None:
-        return f"No measured level keeps the limits ({limits})."
+        return ""
+    seeds = f"{choice.seeds} seed{'s' if choice.seeds != 1 else ''}"
+    kept = (
+        "the unfavourable end of every interval keeps its limit"
+        if status == "recommended"
+        else "the means keep the limits, but not every interval does over two seeds or more"
+    )
+    return f"{kept}; {seeds}; intervals: {coverage_text(choice.seeds)}"
+
+
+def _answer(status: Status, choice: Candidate | None, limits: Limits) -> str:
+    if choice is None:
+        return f"No measured level keeps the limits ({limits.text})."
     verb = "Deploy" if status == "recommended" else "Tentative choice:"
     kept = 1.0 if choice.normalized_return_mean is None else choice.normalized_return_mean
     return (
@@ -164,13 +174,12 @@ def _reasons(
     nearest: Candidate | None,
     rows: Sequence[FrontierRow],
     judged: Sequence[Candidate],
-    max_leakage: float,
-    max_reward_loss: float,
+    limits: Limits,
 ) -> list[str]:
     if choice is not None:
-        return [*_evidence(choice), *_doubts(choice, max_leakage, max_reward_loss)]
+        return [*_evidence(choice), *_doubts(choice, limits)]
     if nearest is not None:
-        misses = _misses(nearest, max_leakage, max_reward_loss)
+        misses = _misses(nearest, limits)
         return [f"Nearest is {nearest.text}: {misses}.", *_evidence(nearest)]
     if not judged and any(not row.undefended and not row.usable for row in rows):
         return ["Every defended level measured so far has a collapsed, diverged or failed cell."]
@@ -201,33 +210,55 @@ def _evidence(candidate: Candidate) -> list[str]:
     ]
 
 
-def _doubts(choice: Candidate, max_leakage: float, max_reward_loss: float) -> list[str]:
+def _doubts(choice: Candidate, limits: Limits) -> list[str]:
     doubts = []
     if choice.seeds == 1:
         doubts.append("One seed only: confidence is low, the variation between seeds is unknown.")
-    if choice.leakage_high > max_leakage:
-        doubts.append(f"The leakage's upper end {choice.leakage_high:.3f} exceeds {max_leakage:g}.")
+    if choice.leakage_high > limits.max_leakage:
+        doubts.append(
+            f"The leakage's upper end {choice.leakage_high:.3f} exceeds {limits.max_leakage:g}."
+        )
+    if not choice.identified_qualifies(limits):
+        doubts.append(
+            f"The identified share's upper end {choice.identified_high or 1.0:.3f} exceeds "
+            f"{limits.max_identified:g}."
+        )
     low = choice.normalized_return_low
     if low is None:
         doubts.append("The interval of the normalised return is not bounded.")
-    elif low < 1 - max_reward_loss:
+    elif low < limits.min_reward:
         doubts.append(
-            f"The normalised return's lower end {low:.3f} is below {1 - max_reward_loss:g}."
+            f"The normalised return's lower end {low:.3f} is below {limits.min_reward:g}."
         )
     return doubts
 
 
-def _misses(candidate: Candidate, max_leakage: float, max_reward_loss: float) -> str:
+def _misses(candidate: Candidate, limits: Limits) -> str:
     misses = []
-    if candidate.missing_privacy(max_leakage):
-        misses.append(f"its leakage {candidate.leakage_mean:.3f} exceeds {max_leakage:g}")
+    if candidate.leakage_mean > limits.max_leakage:
+        misses.append(f"its leakage {candidate.leakage_mean:.3f} exceeds {limits.max_leakage:g}")
+    if limits.max_identified is not None:
+        identified = candidate.identified_mean
+        if identified is None:
+            misses.append("its identified share is not recorded")
+        elif identified > limits.max_identified:
+            misses.append(
+                f"its identified share {identified:.3f} exceeds {limits.max_identified:g}"
+            )
     if candidate.normalized_return_mean is None:
         misses.append("its reward cannot be normalised")
-    elif candidate.missing_reward(max_reward_loss):
+    elif candidate.missing_reward(limits):
         misses.append(
             f"its normalised return {candidate.normalized_return_mean:.3f} "
-            f"is below {1 - max_reward_loss:g}"
+            f"is below {limits.min_reward:g}"
         )
+    if limits.max_epsilon is not None:
+        if candidate.epsilon is None:
+            misses.append("it has no formal guarantee")
+        elif candidate.epsilon > limits.max_epsilon:
+            misses.append(f"its ε {short_number(candidate.epsilon)} exceeds {limits.max_epsilon:g}")
+    if limits.max_bytes is not None and candidate.bytes_up > limits.max_bytes:
+        misses.append(f"its {candidate.bytes_up:,} bytes up exceed {limits.max_bytes:,.0f}")
     return " and ".join(misses)
 
 
@@ -235,10 +266,13 @@ def render_text(recommendation: Recommendation) -> str:
     """The recommendation as plain text for a terminal, ending in a newline."""
     lines = [recommendation.answer]
     if recommendation.confidence != "none":
-        lines.append(f"Confidence: {recommendation.confidence}.")
+        lines.append(
+            f"Confidence: {recommendation.confidence} ({recommendation.confidence_reason})."
+        )
     for title, items in (
         ("Why", recommendation.reasons),
         ("Also within the limits", [c.text for c in recommendation.alternatives]),
+        ("Break points", [point.text for point in recommendation.break_points]),
         ("To try", recommendation.suggestions),
         ("Check first", [flag.message for flag in recommendation.flags]),
     ):

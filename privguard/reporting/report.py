@@ -17,10 +17,12 @@ from privguard.reporting.leaks import Leak, Load, leaks
 from privguard.reporting.levels_figure import levels_figure
 from privguard.reporting.page import render_page
 from privguard.reporting.page_data import page_data
+from privguard.reporting.profiles_figure import profiles_figure
 from privguard.reporting.recommendation import recommend
+from privguard.reporting.run_scores import LevelStatistics, level_statistics
 from privguard.reporting.style import EXTENSIONS, figure_style, render
 from privguard.reporting.summary import summarize, summary_markdown
-from privguard.reporting.tables import write_frontier_csv
+from privguard.reporting.tables import write_csv, write_frontier_csv
 from privguard.reporting.training_figure import training_figure
 
 
@@ -129,8 +131,9 @@ def _write_page(
     note: str,
 ) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
-    table = directory / "frontier.csv"
+    table, statistics = directory / "frontier.csv", directory / "statistics.csv"
     write_frontier_csv(table, rows)
+    write_csv(statistics, LevelStatistics, level_statistics(cells, attacks))
     summary = summarize(
         cells,
         attacks,
@@ -150,7 +153,7 @@ def _write_page(
         notes=_notes(rows, shown, pictures, note),
         specification=evidence.specification,
     )
-    written = [table]
+    written = [table, statistics]
     for name, text in (("summary.md", summary_markdown(summary)), ("index.html", page)):
         written.append(directory / name)
         write_atomically(written[-1], text.encode())
@@ -193,4 +196,5 @@ def _drawings(
         ("leakage", lambda: frontier_figure(rows, measure="leakage")),
         ("levels", lambda: levels_figure(rows)),
         ("training", lambda: training_figure(cells)),
+        ("profiles", lambda: profiles_figure(cells)),
     ]

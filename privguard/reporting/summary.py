@@ -11,6 +11,7 @@ from privguard.reporting.flags import by_privacy
 from privguard.reporting.frontier import FrontierRow, headline
 from privguard.reporting.recommendation import Recommendation
 from privguard.reporting.returns import return_scale
+from privguard.reporting.statistics import coverage_text
 from privguard.reporting.wording import (
     guarantee_text,
     interval_text,
@@ -205,8 +206,7 @@ def _assumptions(cells: Sequence[CellRecord], recommendation: Recommendation) ->
         recommendation.threat_model,
         "Leakage is the share of (s, a) coordinates reconstructed to within 0.1 standard "
         "deviations, above what guessing from the prior reaches, rescaled to [0, 1].",
-        "Intervals: bootstrap 95% over seeds and, within them, targets or episodes. With two or "
-        "three seeds they are too narrow.",
+        f"Intervals: {coverage_text(len({cell.seed for cell in cells}))}.",
         "Normalised return: 0 is the better of a random and a zero-action policy, 1 the "
         "undefended policy.",
     ]

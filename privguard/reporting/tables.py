@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from privguard.reporting.files import write_atomically
 from privguard.reporting.frontier import FrontierRow
@@ -19,11 +19,16 @@ COLUMNS: tuple[str, ...] = tuple(FrontierRow.model_fields)
 
 def write_frontier_csv(path: Path, rows: Sequence[FrontierRow]) -> None:
     """Write rows atomically; an undefined value is an empty field."""
+    write_csv(path, FrontierRow, rows)
+
+
+def write_csv(path: Path, kind: type[BaseModel], rows: Sequence[BaseModel]) -> None:
+    """Write models of one ``kind`` atomically, a column a field, in the order of its fields."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(kind.model_fields)
     for row in rows:
-        writer.writerow([_field(name, getattr(row, name)) for name in COLUMNS])
+        writer.writerow([_field(name, getattr(row, name)) for name in kind.model_fields])
     write_atomically(path, buffer.getvalue().encode())
 
 

@@ -21,6 +21,7 @@ from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.answer import answer
 from privguard.reporting.frontier import frontier_rows
 from privguard.reporting.leaks import leaks, scatter
+from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend
 from privguard.reporting.report import Evidence, write_page
 from tests.reporting.record_factory import attack, cell, sweep
@@ -161,7 +162,9 @@ def test_the_page_loads_nothing_and_its_links_and_labels_lead_somewhere(page):
 def test_the_answer_comes_first_and_names_every_figure_with_its_interval(records):
     rows = frontier_rows(*records)
     for limits, begins in (((0.1, 0.05), "No measured level qualifies."), ((0.5, 0.2), "Deploy")):
-        found = answer(recommend(rows, max_leakage=limits[0], max_reward_loss=limits[1]), rows)
+        found = answer(
+            recommend(rows, Limits(max_leakage=limits[0], max_reward_loss=limits[1])), rows
+        )
         assert found.sentence.startswith(begins)
         assert [fact.name for fact in found.facts] == [
             "Leakage, worst attack",

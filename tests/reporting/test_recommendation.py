@@ -4,6 +4,7 @@ import pytest
 
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.frontier import FrontierRow, frontier_rows
+from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend, render_text
 from tests.reporting.record_factory import attack, cell, sweep
 
@@ -57,7 +58,7 @@ def test_beyond_the_undefended_reward_less_leakage_wins():
 
 
 def test_intervals_that_reach_beyond_the_limits_make_it_tentative():
-    advice = recommend(_rows({1.0: (0.04, 0.97)}), max_reward_loss=0.04)
+    advice = recommend(_rows({1.0: (0.04, 0.97)}), limits=Limits(max_reward_loss=0.04))
     assert advice.status == "tentative"
     assert advice.confidence == "low"
     assert any("lower end" in reason for reason in advice.reasons)
@@ -134,9 +135,9 @@ def test_a_weaker_attack_that_wins_and_a_level_that_leaks_more_are_suspicious():
 
 def test_limits_and_environments_are_checked():
     with pytest.raises(ValueError, match="max_leakage"):
-        recommend([], max_leakage=1.5)
+        recommend([], Limits(max_leakage=1.5))
     with pytest.raises(ValueError, match="max_reward_loss"):
-        recommend([], max_reward_loss=float("nan"))
+        recommend([], Limits(max_reward_loss=float("nan")))
     with pytest.raises(ValueError, match="one environment"):
         recommend(frontier_rows([cell(), cell(env="hopper")], []))
 
@@ -144,8 +145,8 @@ def test_limits_and_environments_are_checked():
 def test_the_deployed_release_is_judged_on_its_own():
     cells, attacks = sweep(range(2), attacks=("rgia",), targets=8)
     rows = frontier_rows(cells, attacks)
-    assert recommend(rows, max_leakage=0.15).status == "none"
-    advice = recommend(rows, max_leakage=0.15, max_reward_loss=0.1, release="deployed")
+    assert recommend(rows, Limits(max_leakage=0.15)).status == "none"
+    advice = recommend(rows, Limits(max_leakage=0.15, max_reward_loss=0.1), release="deployed")
     assert advice.choice is not None
     assert advice.choice.batch_size >= 32
     assert "deployed" in advice.threat_model

@@ -7,10 +7,10 @@ from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.report import write_report
 from tests.reporting.record_factory import attack, cell, sweep
 
-FIGURES = ("frontier", "leakage", "levels", "training")
+FIGURES = ("frontier", "leakage", "levels", "training", "profiles")
 FORMATS = ("png", "pdf", "svg")
 ALWAYS = {
-    *("frontier.csv", "summary.md", "index.html"),
+    *("frontier.csv", "statistics.csv", "summary.md", "index.html"),
     *(f"{name}.{extension}" for name in FIGURES for extension in FORMATS),
 }
 

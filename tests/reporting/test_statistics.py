@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from privguard.reporting.statistics import bootstrap_mean, bootstrap_ratio, seed_mean
+from privguard.reporting.statistics import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_share,
+    seed_mean,
+)
 
 
 def _groups(seeds: int, items: int = 20, spread: float = 1.0) -> list[np.ndarray]:
@@ -45,6 +50,17 @@ def test_every_seed_weighs_the_same():
 def test_nothing_measured_is_undefined():
     assert bootstrap_mean([]).mean is None
     assert bootstrap_mean([np.array([])]).mean is None
+
+
+def test_a_share_without_hits_is_not_certain_to_be_zero():
+    none = bootstrap_share([np.zeros(12), np.zeros(12)])
+    assert (none.mean, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 24))
+    every = bootstrap_share([np.ones(24)])
+    assert (every.low, every.high) == (pytest.approx(0.025 ** (1 / 24)), 1.0)
+    some = bootstrap_share([np.array([0.0, 1.0] * 10)])
+    assert some.low < 0.5 < some.high
+    assert bootstrap_share([]).mean is None
 
 
 def test_pairing_removes_what_seeds_share():
