@@ -24,7 +24,9 @@ from attacks.scores import Reference, consistency, score
 from attacks.transitions import Template, Transitions
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
+from privguard.chosen_examples import choose_examples
 from privguard.environments import environment_spec, make_environment
+from privguard.examples import Examples
 from privguard.federation import Release
 from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, Noise, ReleaseKind, TargetScores
@@ -35,6 +37,15 @@ from privguard.spec import CellSpec
 Scores = dict[str, float | None]
 
 KINDS: tuple[ReleaseKind, ...] = ("probe", "deployed")
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What came of one attack on one kind of release."""
+
+    record: AttackRecord
+    examples: Examples | None
+    """None where the attack did not run."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +91,20 @@ class Audit:
             simulator=find_simulator(cell.env, cell.observation),
         )
 
-    def run(self, name: str, on_progress: Callable[[str], None]) -> list[AttackRecord]:
-        """One attack on every captured release, one record for each kind of release."""
-        records = []
+    def run(self, name: str, on_progress: Callable[[str], None]) -> list[Attacked]:
+        """One attack on every captured release, once for each kind of release."""
+        found = []
         for kind in KINDS:
             if any(capture.releases[kind] for capture in self.captures.captures):
                 on_progress(f"{name} on {kind} releases")
-                records.append(self.run_attack(get_attack(name), name, kind))
-        return records
+                found.append(self.run_attack(get_attack(name), name, kind))
+        return found
 
-    def run_attack(self, attack: Attack, name: str, kind: ReleaseKind) -> AttackRecord:
+    def run_attack(self, attack: Attack, name: str, kind: ReleaseKind) -> Attacked:
         """One attack on every captured release of one kind; ``name`` also seeds its draws."""
         targets: list[TargetScores] = []
         answers: list[Reconstruction] = []
+        truths: list[Transitions] = []
         seconds = 0.0
         skipped = ""
         batch_size = 0
@@ -111,6 +123,7 @@ class Audit:
             )
             seconds += time.perf_counter() - started
             answers += found
+            truths += [release.truth for release in releases]
             targets += [
                 TargetScores(
                     capture=index,
@@ -132,7 +145,7 @@ class Audit:
                     strict=True,
                 )
             ]
-        return AttackRecord(
+        record = AttackRecord(
             cell_key=self.cell.key,
             attack=name,
             release=kind,
@@ -145,6 +158,7 @@ class Audit:
             restarts=consistency(answers, self.reference) if answers and kind == "probe" else {},
             seconds_per_target=seconds / max(len(targets), 1),
         )
+        return Attacked(record, choose_examples(record, answers, truths, self.reference))
 
     def information(
         self, index: int, kind: ReleaseKind = "probe", channel: Channel | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import math
+import os
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def run_cell(
     files = RunFiles(directory)
     if known is not None and files.has_captures(cell.key):
         captures = CellCaptures.unpack(*files.load_captures(cell.key))
-        return known, audit_cell(cell, captures, attacks, on_stage, knowledge)
+        return known, audit_cell(cell, captures, attacks, files, on_stage, knowledge)
     training = CellTraining(cell)
     saved = files.load_checkpoint(cell.key)
     if saved is not None:
@@ -54,7 +56,7 @@ def run_cell(
     files.save_captures(cell.key, *training.captures.pack())
     record = cell_record(training)
     training.close()
-    records = audit_cell(cell, training.captures, attacks, on_stage, knowledge)
+    records = audit_cell(cell, training.captures, attacks, files, on_stage, knowledge)
     files.drop_checkpoint(cell.key)
     return record, records
 
@@ -63,14 +65,20 @@ def audit_cell(
     cell: CellSpec,
     captures: CellCaptures,
     attacks: Sequence[str],
+    files: RunFiles,
     on_stage: OnStage,
     knowledge: Knowledge,
 ) -> list[AttackRecord]:
-    """Every attack's records on one cell; none if nothing was captured before it broke."""
+    """Every attack's records on one cell; none if nothing was captured before it broke.
+
+    A few reconstructions of each attack are kept in ``files``.
+    """
     if not attacks or not captures.captures:
         return []
     audit = Audit.prepare(cell, captures, knowledge)
-    return [record for name in attacks for record in audit.run(name, on_stage)]
+    found = [attacked for name in attacks for attacked in audit.run(name, on_stage)]
+    files.add_examples(cell.key, [one.examples for one in found if one.examples is not None])
+    return [one.record for one in found]
 
 
 def cell_record(training: CellTraining) -> CellRecord:
@@ -110,7 +118,16 @@ def cell_record(training: CellTraining) -> CellRecord:
             session.layout.size, len(session.layout.names)
         ),
         versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+        machine=_machine(),
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _machine() -> str:
+    """E.g. ``Linux x86_64, 2 processors, Python 3.11.2``; no name of the machine."""
+    return (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, "
+        f"Python {platform.python_version()}"
     )
 
 

@@ -27,7 +27,7 @@ from privguard.refinement import Planned, Refinement, refine, with_earlier_refin
 from privguard.reporting.limits import Limits
 from privguard.spec import CellSpec, DefenseGrid, SweepSpec, agent_settings, budget
 from privguard.store import Store
-from privguard.sweep import pending_tasks, run_sweep
+from privguard.sweep import pending_tasks, run_sweep, shown_attacks
 from privguard.sweep import report as write_sweep_report
 
 
@@ -175,7 +175,8 @@ def attack_command(
 ) -> int:
     """Runs attacks on every finished cell's captures; the number of cells that failed.
 
-    The sweep itself keeps the knowledge that it was started with.
+    The sweep itself keeps the knowledge that it was started with. An attack whose reconstructions
+    were not kept is run again.
     """
     store = Store.open(directory)
     spec, _ = known_sweep(store)
@@ -191,7 +192,8 @@ def attack_command(
         merged = spec.model_copy(update={"attacks": tuple(dict.fromkeys([*spec.attacks, *names]))})
         asked = spec.model_copy(update={"attacks": names, "knowledge": knowledge})
         check_knowledge(asked)
-        tasks = [task for task in pending_tasks(asked, store) if task.cell.key in trained]
+        pending = pending_tasks(asked, store, shown_attacks)
+        tasks = [task for task in pending if task.cell.key in trained]
         for task in tasks:
             check_prior(task, store)
         store.put_sweep(merged, command)

@@ -104,6 +104,8 @@ class CellRecord(Record):
     bytes_per_round: int = 0
     """Bytes that one client sends up in one round."""
     versions: dict[str, str] = Field(default_factory=dict)
+    machine: str = ""
+    """Processor, operating system and Python; empty in records of earlier versions."""
     finished_at: str = ""
     """ISO 8601, UTC."""
 

@@ -1,4 +1,4 @@
-"""The tensors of a run: safetensors captures and checkpoints, one file a cell, and failure logs.
+"""The tensors of a run: safetensors captures, checkpoints and examples, one file a cell each.
 
 A file is written to a temporary name and renamed, so a killed run leaves nothing half-written.
 """
@@ -6,12 +6,13 @@ A file is written to a temporary name and renamed, so a killed run leaves nothin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privguard.errors import BadInput
+from privguard.examples import Examples, pack, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,31 @@ class RunFiles:
         """Whether the cell's captures were written."""
         return self._captures(key).exists()
 
+    def add_examples(self, key: str, examples: Sequence[Examples]) -> None:
+        """Keeps examples of a cell's reconstructions, in place of earlier ones of a setting."""
+        from safetensors.numpy import save_file
+
+        kept = {one.setting: one for one in [*self.load_examples(key), *examples]}
+        arrays, plain = pack(list(kept.values()))
+        path = self._examples(key)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file(arrays, temporary, metadata={"plain": json.dumps(plain)})
+        temporary.replace(path)
+
+    def load_examples(self, key: str) -> list[Examples]:
+        """Examples of a cell's reconstructions; none if none were kept.
+
+        Raises:
+            StoreError: damaged.
+        """
+        path = self._examples(key)
+        if not path.exists():
+            return []
+        with _reading(path, "numpy") as file:
+            names = file.keys()
+            return unpack({name: file.get_tensor(name) for name in names}, _plain(file))
+
     def save_checkpoint(self, key: str, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
         """Replaces a running cell's checkpoint."""
         _save(self._checkpoint(key), tensors, plain)
@@ -76,6 +102,9 @@ class RunFiles:
 
     def _captures(self, key: str) -> Path:
         return self.directory / "captures" / f"{key}.safetensors"
+
+    def _examples(self, key: str) -> Path:
+        return self.directory / "reconstructions" / f"{key}.safetensors"
 
     def _checkpoint(self, key: str) -> Path:
         return self.directory / "checkpoints" / f"{key}.safetensors"
@@ -102,12 +131,12 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def _reading(path: Path, framework: str = "pt") -> Iterator[Any]:
     """An open tensor file; what goes wrong with it becomes one line for the user."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             yield file
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise StoreError(

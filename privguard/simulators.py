@@ -31,6 +31,7 @@ from torch import Tensor
 from attacks.prior import Simulator
 from privguard.environments import environment_spec, make_environment, observation_scale
 from privguard.errors import BadInput
+from privguard.mujoco_states import positions
 
 _BROKEN = [
     int(kind)
@@ -82,10 +83,7 @@ class _MujocoSimulator:
     def __init__(self, env: Any, centre: np.ndarray, unit: np.ndarray) -> None:
         self._env = env
         self._centre, self._unit = centre, unit
-        self._skipped: int = env.observation_structure["skipped_qpos"]
-        model = env.model
-        free = model.jnt_type == mujoco.mjtJoint.mjJNT_FREE
-        self._quaternions = [int(at) + 3 for at in model.jnt_qposadr[free]]
+        self._seen: int = env.model.nq - env.observation_structure["skipped_qpos"]
 
     def __call__(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         states = state.detach().cpu().double().reshape(len(state), -1).numpy()
@@ -102,23 +100,13 @@ class _MujocoSimulator:
 
     def _step(self, state: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, float]:
         env, model, data = self._env, self._env.model, self._env.data
-        positions = np.zeros(model.nq)
-        seen = model.nq - self._skipped
-        positions[self._skipped :] = state[:seen]
-        for at in self._quaternions:
-            positions[at : at + 4] = _unit_quaternion(positions[at : at + 4])
         mujoco.mj_resetData(model, data)
-        env.set_state(positions, state[seen : seen + model.nv])
+        env.set_state(positions(env, state), state[self._seen : self._seen + model.nv])
         after, reward, *_ = env.step(action)
         # MuJoCo answers impossible numbers with a reset; what follows it is no prediction.
         if any(data.warning[kind].number for kind in _BROKEN):
             return np.full(len(after), np.nan), np.nan
         return after, float(reward)
-
-
-def _unit_quaternion(q: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(q)
-    return q / length if length > 1e-9 else np.array([1.0, 0.0, 0.0, 0.0])
 
 
 class _FrozenLakeSimulator:

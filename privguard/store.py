@@ -208,8 +208,8 @@ def _updated(record: str) -> str:
 
 
 _REPORT = re.compile(
-    r"(frontier\.(csv|png|pdf|svg)|(frontier_deployed|leakage|levels|training|profiles)\.png"
-    r"|statistics\.csv|summary\.md|index\.html)"
+    r"(frontier|statistics)\.csv|summary\.md|index\.html"
+    r"|(frontier|frontier_deployed|leakage|levels|training|profiles)\.(png|pdf|svg)"
 )
 """What a report writes: a run may start where only an earlier run's report lies."""
 

@@ -8,24 +8,50 @@ from pathlib import Path
 
 from privguard.executors import Event, Executor, Failed, Finished, Task
 from privguard.grids import swept_stage
+from privguard.poses import Poses
 from privguard.records import AttackRecord, CellRecord
-from privguard.reporting.report import write_report
+from privguard.reporting.report import Evidence, write_page, write_report
 from privguard.spec import SweepSpec
 from privguard.store import Store
 
-_REFRESH_SECONDS = 60.0
-"""Least time between two reports while a sweep runs: drawing takes seconds of a core."""
+_REFRESH_SECONDS = 15.0
+"""Least time between two pages while a sweep runs: writing one takes up to a second of a core."""
 
 
-def pending_tasks(spec: SweepSpec, store: Store) -> list[Task]:
+Done = Callable[[SweepSpec, Store], set[tuple[str, str]]]
+"""Which (cell's key, attack) need not be computed again."""
+
+
+def recorded_attacks(spec: SweepSpec, store: Store) -> set[tuple[str, str]]:
+    """The attacks with a record under the specification's knowledge."""
+    return {
+        (record.cell_key, record.attack)
+        for record in store.attacks()
+        if record.knowledge == spec.knowledge.label
+    }
+
+
+def shown_attacks(spec: SweepSpec, store: Store) -> set[tuple[str, str]]:
+    """Those of them whose reconstructions were kept; records of earlier versions have none."""
+    label = spec.knowledge.label
+    kept = {
+        (cell.key, *one.setting)
+        for cell in store.cells()
+        for one in store.files.load_examples(cell.key)
+    }
+    missing = {
+        (record.cell_key, record.attack)
+        for record in store.attacks()
+        if record.targets and (record.cell_key, record.attack, record.release, label) not in kept
+    }
+    return recorded_attacks(spec, store) - missing
+
+
+def pending_tasks(spec: SweepSpec, store: Store, done: Done = recorded_attacks) -> list[Task]:
     """What is still to be computed: cells without a record or with failed ones, missing attacks."""
     records = {record.key: record for record in store.cells() if record.state != "failed"}
     knowledge = spec.knowledge
-    attacked = {
-        (record.cell_key, record.attack)
-        for record in store.attacks()
-        if record.knowledge == knowledge.label
-    }
+    attacked = done(spec, store)
     tasks = []
     for cell in spec.cells():
         known = records.get(cell.key)
@@ -74,7 +100,7 @@ def compute(
             store.put(failed_record(event), [])
         on_event(event)
         if isinstance(event, Finished) and time.monotonic() - reported > _REFRESH_SECONDS:
-            report(spec, store, command)
+            refresh_page(spec, store, command)
             reported = time.monotonic()
 
     executor.run(tasks, commit)
@@ -107,8 +133,34 @@ def selected_records(spec: SweepSpec, store: Store) -> tuple[list[CellRecord], l
 
 
 def report(spec: SweepSpec, store: Store, command: str) -> list[Path]:
-    """Writes the report of what is finished; returns the files."""
+    """Writes the report of what is finished, figures and poses included; returns the files."""
     cells, attacks = selected_records(spec, store)
     return write_report(
-        store.directory, cells, attacks, command=command, planned_cells=len(spec.cells())
+        store.directory,
+        cells,
+        attacks,
+        command=command,
+        planned_cells=len(spec.cells()),
+        evidence=_evidence(spec, store),
+    )
+
+
+def refresh_page(spec: SweepSpec, store: Store, command: str) -> list[Path]:
+    """Writes table, summary and page alone, which is quick; returns the files."""
+    cells, attacks = selected_records(spec, store)
+    return write_page(
+        store.directory,
+        cells,
+        attacks,
+        command=command,
+        planned_cells=len(spec.cells()),
+        evidence=_evidence(spec, store),
+    )
+
+
+def _evidence(spec: SweepSpec, store: Store) -> Evidence:
+    return Evidence(
+        load=store.files.load_examples,
+        pictures=Poses(store.directory, spec.env, spec.observation),
+        specification=spec.model_dump_json(indent=2),
     )

@@ -30,7 +30,7 @@ from privguard.reporting.labels import Label, place_labels
 from privguard.reporting.style import (
     GREY,
     INK,
-    DefenseStyle,
+    SeriesStyle,
     defense_styles,
     freeze_layout,
     message_figure,
@@ -107,7 +107,7 @@ def _curves(
     rows: Sequence[FrontierRow],
     axis: HorizontalAxis,
     measure: Measure,
-    styles: dict[str, DefenseStyle],
+    styles: dict[str, SeriesStyle],
     *,
     front: Sequence[FrontierRow],
     size: float,
@@ -117,7 +117,15 @@ def _curves(
         own = by_privacy(own) or own
         x = [axis.position(row) for row in own]
         y = [getattr(row, f"{measure}_mean") for row in own]
-        axes.plot(x, y, color=style.color, linewidth=1.6 * size, alpha=0.75, zorder=2)
+        axes.plot(
+            x,
+            y,
+            color=style.color,
+            linestyle=style.linestyle,
+            linewidth=1.6 * size,
+            alpha=0.75,
+            zorder=2,
+        )
         if own:
             axes.errorbar(
                 x,
@@ -141,7 +149,7 @@ def _limits(
     rows: Sequence[FrontierRow],
     axis: HorizontalAxis,
     measure: Measure,
-    styles: dict[str, DefenseStyle],
+    styles: dict[str, SeriesStyle],
 ) -> bool:
     """A dash where an attacker at the Bayesian floor would stand; whether there is any."""
     drawn = False
@@ -165,7 +173,7 @@ def _point(
     row: FrontierRow,
     axis: HorizontalAxis,
     measure: Measure,
-    style: DefenseStyle,
+    style: SeriesStyle,
     *,
     size: float,
     on_front: bool,
@@ -214,7 +222,7 @@ def _labels(
     rows: Sequence[FrontierRow],
     axis: HorizontalAxis,
     measure: Measure,
-    styles: dict[str, DefenseStyle],
+    styles: dict[str, SeriesStyle],
 ) -> list[Label]:
     labels = []
     for row in rows:
@@ -228,7 +236,7 @@ def _labels(
 
 def _legend(
     rows: Sequence[FrontierRow],
-    styles: dict[str, DefenseStyle],
+    styles: dict[str, SeriesStyle],
     *,
     with_front: bool,
     with_limits: bool,
@@ -242,7 +250,7 @@ def _legend(
             marker=style.marker,
             markersize=13 if defense == "none" else 8,
             markeredgecolor="white",
-            linestyle="none" if defense == "none" else "-",
+            linestyle="none" if defense == "none" else style.linestyle,
             label="undefended" if defense == "none" else _legend_text(defense, names[defense]),
         )
         for defense, style in styles.items()

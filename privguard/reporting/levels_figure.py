@@ -18,7 +18,7 @@ from privguard.reporting.statistics import mean_or_none
 from privguard.reporting.style import (
     GREY,
     INK,
-    DefenseStyle,
+    SeriesStyle,
     defense_styles,
     freeze_layout,
     message_figure,
@@ -80,7 +80,7 @@ def _accuracy(
     axes: Axes,
     rows: Sequence[FrontierRow],
     controls: Sequence[FrontierRow],
-    style: DefenseStyle,
+    style: SeriesStyle,
     dashes: Mapping[str, Any],
     release: ReleaseKind,
 ) -> None:
@@ -113,7 +113,7 @@ def _reward(
     axes: Axes,
     rows: Sequence[FrontierRow],
     all_rows: Sequence[FrontierRow],
-    style: DefenseStyle,
+    style: SeriesStyle,
     *,
     normalized: bool,
 ) -> None:
@@ -134,7 +134,7 @@ def _measured(
     axes: Axes,
     rows: Sequence[FrontierRow],
     name: str,
-    style: DefenseStyle,
+    style: SeriesStyle,
     *,
     floor: float | None = None,
 ) -> None:

@@ -7,9 +7,10 @@ set on ``Figure`` objects inside ``figure_style``; matplotlib's global state is 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib as mpl
 import seaborn as sns
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from privguard.reporting.returns import UNDEFENDED
 
 DPI = 200
+EXTENSIONS = ("png", "pdf", "svg")
 GREY = "0.45"
 INK = "0.15"
 
@@ -27,16 +29,32 @@ _FIXED_ORDER = ("gaussian", "dp-sgd", "clip", "quantize", "topk", "secagg", "he"
 """The defences that everybody has; others take the following slots in alphabetical order."""
 _MARKERS = ("o", "s", "^", "D", "v", "<", "h", "p", ">", "P")
 
+DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (6, 2),
+    (1.5, 1.5),
+    (6, 2, 1.5, 2),
+    (3, 1.5),
+    (9, 2, 1.5, 2, 1.5, 2),
+)
+
 
 @dataclass(frozen=True)
-class DefenseStyle:
-    """How one defence is drawn."""
+class SeriesStyle:
+    """How one line and its points are drawn."""
 
     color: tuple[float, float, float]
     marker: str
+    dash: tuple[float, ...] = ()
+    """Lengths of dashes and gaps in points; a solid line where empty."""
+
+    @property
+    def linestyle(self) -> Literal["-"] | tuple[float, Sequence[float]]:
+        """The dash as matplotlib wants it."""
+        return (0, self.dash) if self.dash else "-"
 
 
-def defense_styles(defenses: Iterable[str]) -> dict[str, DefenseStyle]:
+def defense_styles(defenses: Iterable[str]) -> dict[str, SeriesStyle]:
     """A distinct style for each defence; ``none`` is a black star."""
     names = set(defenses) - {UNDEFENDED}
     others = sorted(names - set(_FIXED_ORDER))
@@ -44,14 +62,28 @@ def defense_styles(defenses: Iterable[str]) -> dict[str, DefenseStyle]:
     palette = sns.color_palette("colorblind", len(_MARKERS))
     styles = {
         # The markers turn one step further each time the colours are used up.
-        name: DefenseStyle(
+        name: SeriesStyle(
             palette[slot % len(palette)],
             _MARKERS[(slot + slot // len(palette)) % len(_MARKERS)],
+            DASHES[slot % len(DASHES)],
         )
         for slot, name in enumerate(order)
         if name in names
     }
-    return {UNDEFENDED: DefenseStyle((0.0, 0.0, 0.0), "*"), **styles}
+    return {UNDEFENDED: SeriesStyle((0.0, 0.0, 0.0), "*"), **styles}
+
+
+def series_styles(names: Iterable[str]) -> dict[str, SeriesStyle]:
+    """A distinct style for each of a few lines that are no defences, in the order given."""
+    palette = sns.color_palette("colorblind", len(_MARKERS))
+    return {
+        name: SeriesStyle(
+            palette[slot % len(palette)],
+            _MARKERS[slot % len(_MARKERS)],
+            DASHES[slot % len(DASHES)],
+        )
+        for slot, name in enumerate(names)
+    }
 
 
 @contextmanager

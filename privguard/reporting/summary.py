@@ -218,9 +218,10 @@ def _assumptions(cells: Sequence[CellRecord], recommendation: Recommendation) ->
         claim = (
             f"ε by the {statement.accountant} accountant, unit {statement.unit}"
             if statement.epsilon is not None
-            else "no formal guarantee"
+            else ""
         )
-        formal.setdefault("; ".join([claim, *statement.assumptions]), []).append(cell.defense)
+        parts = [part.rstrip(".") for part in (claim, *statement.assumptions) if part]
+        formal.setdefault("; ".join(parts), []).append(cell.defense)
     lines += [f"{', '.join(dict.fromkeys(names))}: {text}." for text, names in formal.items()]
     return lines
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -53,10 +54,15 @@ def read_frontier_csv(path: Path) -> list[FrontierRow]:
     return rows
 
 
+def rounded(name: str, value: Any) -> Any:
+    """A column's value with the digits that the table gives it, of the same type."""
+    # Levels identify a row, so they keep every digit; statistics have at most six.
+    return float(f"{value:.6g}") if isinstance(value, float) and name != "level" else value
+
+
 def _field(name: str, value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        # Levels identify a row, so they keep every digit; statistics have at most six.
         return repr(value) if name == "level" else f"{value:.6g}"
     return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import seaborn as sns
@@ -15,6 +16,7 @@ from privguard.records import CellRecord
 from privguard.reporting.returns import UNDEFENDED, return_scale
 from privguard.reporting.statistics import finite, mean_or_none
 from privguard.reporting.style import (
+    DASHES,
     GREY,
     INK,
     defense_styles,
@@ -82,8 +84,8 @@ def _levels(axes: Axes, levels: dict[float | None, list[CellRecord]]) -> None:
     sign = -1 if first.private_end == "low" else 1
     ordered = sorted(levels, key=lambda level: sign * (level or 0.0))
     shades = sns.color_palette("flare", len(ordered))
-    for level, shade in zip(ordered, shades, strict=True):
-        x, y = _mean_curve(levels[level])
+    for level, shade, dash in zip(ordered, shades, cycle(DASHES), strict=False):
+        x, y = mean_curve(levels[level])
         broken = any(cell.state != "ok" for cell in levels[level])
         label = "" if level is None else short_number(level)
         sns.lineplot(
@@ -92,7 +94,7 @@ def _levels(axes: Axes, levels: dict[float | None, list[CellRecord]]) -> None:
             ax=axes,
             color=shade,
             linewidth=1.5,
-            linestyle=":" if broken else "-",
+            linestyle=(0, dash or None),
             label=f"{label} (broken)" if broken else label or first.defense,
             errorbar=None,
         )
@@ -100,7 +102,7 @@ def _levels(axes: Axes, levels: dict[float | None, list[CellRecord]]) -> None:
 
 def _reference(axes: Axes, undefended: list[CellRecord], cells: Sequence[CellRecord]) -> None:
     if undefended:
-        x, y = _mean_curve(undefended)
+        x, y = mean_curve(undefended)
         sns.lineplot(
             x=x, y=y, ax=axes, color=INK, linewidth=1.3, linestyle="--", label="undefended"
         )
@@ -111,7 +113,7 @@ def _reference(axes: Axes, undefended: list[CellRecord], cells: Sequence[CellRec
             axes.axhline(value, color=GREY, linestyle=dash, linewidth=1, label=name, zorder=1)
 
 
-def _mean_curve(cells: Sequence[CellRecord]) -> Curve:
+def mean_curve(cells: Sequence[CellRecord]) -> Curve:
     """Mean return at each evaluation round over the seeds that have reached it."""
     returns: dict[int, list[float]] = defaultdict(list)
     steps: dict[int, list[float]] = defaultdict(list)

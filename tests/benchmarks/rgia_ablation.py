@@ -131,7 +131,7 @@ def ablation(cell: CellSpec, captures: CellCaptures) -> None:
     last: dict[Knowledge, AttackRecord] = {}
     for label, knowledge, attack in VARIANTS:
         # One seed name for all, so that variants differ by nothing but themselves.
-        last[knowledge] = record = audits[knowledge].run_attack(attack, "rgia", "probe")
+        last[knowledge] = record = audits[knowledge].run_attack(attack, "rgia", "probe").record
         consistency = [number(record.restarts.get(key)) for key in RESTARTS]
         print_row([label, knowledge.kind, *summaries(record, ""), *consistency])
     for knowledge, record in last.items():

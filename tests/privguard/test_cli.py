@@ -81,6 +81,21 @@ def test_a_new_attack_does_not_retrain(run: Path) -> None:
     assert "geiping" in attacks
 
 
+def test_reconstructions_are_kept_and_made_again_where_they_are_missing(run: Path) -> None:
+    directory = run / "reports" / "frozenlake"
+    kept = sorted((directory / "reconstructions").iterdir())
+    assert len(kept) == 2
+    before = finished_cells(directory)
+    kept[0].unlink()
+    again = ["attack", "reports/frozenlake", "--attack", "analytic", "--attack", "dlg"]
+    result = privguard(*again, cwd=run)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stderr.splitlines()) == 1, "the other cell has its reconstructions"
+    assert sorted((directory / "reconstructions").iterdir()) == kept
+    assert finished_cells(directory) == before
+    assert "not kept for" not in (directory / "index.html").read_text()
+
+
 def test_another_knowledge_does_not_retrain_and_stands_beside(run: Path) -> None:
     directory = run / "reports" / "frozenlake"
     before = finished_cells(directory)

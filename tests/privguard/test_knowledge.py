@@ -36,7 +36,7 @@ def hopper() -> tuple[CellSpec, CellCaptures]:
 def probe_record(
     hopper: tuple[CellSpec, CellCaptures], knowledge: Knowledge, attack: str
 ) -> AttackRecord:
-    return Audit.prepare(*hopper, knowledge).run_attack(get_attack(attack), attack, "probe")
+    return Audit.prepare(*hopper, knowledge).run_attack(get_attack(attack), attack, "probe").record
 
 
 def test_labels_tell_knowledge_apart() -> None:

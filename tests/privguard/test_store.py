@@ -4,9 +4,11 @@ import multiprocessing
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from privguard.examples import Example, Examples, chosen
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.report import write_report
 from privguard.run_files import RunFiles, StoreError
@@ -110,6 +112,34 @@ def test_captures_survive_a_round_trip_and_damage_is_one_line(tmp_path: Path) ->
     with pytest.raises(StoreError, match="damaged") as caught:
         files.load_captures("a")
     assert "\n" not in str(caught.value)
+
+
+def example(attack: str, knowledge: str, value: float) -> Examples:
+    state, action = np.full((2, 3), value, dtype=np.float32), np.ones((2, 1), dtype=np.int64)
+    target = Example(state, action, state + 1, np.full((2, 1), np.nan, dtype=np.float32))
+    scale = (np.zeros(3), np.ones(3), np.zeros(1), np.ones(1))
+    return Examples(attack, "probe", knowledge, *scale, (3, 5), (target, target))
+
+
+def test_examples_of_an_attack_stand_beside_others_and_replace_their_own(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    assert files.load_examples("a") == []
+    files.add_examples("a", [example("map", "samples", 1.0), example("dlg", "samples", 2.0)])
+    files.add_examples("a", [example("map", "samples", 7.0), example("map", "none", 3.0)])
+    kept = {one.setting[::2]: one for one in files.load_examples("a")}
+    assert sorted(kept) == [("dlg", "samples"), ("map", "none"), ("map", "samples")]
+    one = kept["map", "samples"]
+    assert one.rounds == (3, 5)
+    assert one.targets[1].true_state.tolist() == [[7.0] * 3] * 2
+    assert one.targets[1].true_action.dtype == np.int64
+    assert np.isnan(one.targets[0].action).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"), [(0, []), (1, [0]), (3, [0, 1, 2]), (10, [0, 3, 6, 9]), (24, [0, 8, 15, 23])]
+)
+def test_examples_are_spread_evenly(count: int, kept: list[int]) -> None:
+    assert chosen(count) == kept
 
 
 def test_a_damaged_database_is_one_line_and_left_alone(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+// The controls: what is chosen, and which charts depend on it.
+const data = JSON.parse(document.getElementById("data").textContent);
+const state = { release: Object.keys(data.views)[0] ?? "probe", attack: "worst", measure: "ra",
+  hidden: new Set(), example: 0 };
+
+function choices(id, options, key, redraw) {
+  const select = document.getElementById(id);
+  if (!select) return;
+  select.replaceChildren(...options.map(([value, text]) => new Option(text, value, false, String(state[key]) === value)));
+  select.onchange = () => {
+    state[key] = typeof state[key] === "number" ? Number(select.value) : select.value;
+    redraw();
+  };
+}
+
+function swatch(style) {
+  const svg = draw("svg", { width: 34, height: 16, viewBox: "0 0 34 16", "aria-hidden": "true" });
+  const color = paint(style.color);
+  if (style.name !== "none") {
+    draw("line", { x1: 0, x2: 34, y1: 8, y2: 8, style: `stroke: ${color}`, "stroke-width": 2,
+      "stroke-dasharray": (style.dash ?? []).join(" ") || null }, svg);
+  }
+  if (style.marker) marker(style.marker, 17, 8, 5, { style: `fill: ${color}` }, svg);
+  return svg;
+}
+
+function legend(id, styles, onToggle) {
+  const host = document.getElementById(id);
+  host.replaceChildren(...styles.map((style) => {
+    const item = document.createElement("li");
+    const text = style.text ?? style.name;
+    if (!onToggle) {
+      item.className = "key";
+      item.append(swatch(style), text);
+      return item;
+    }
+    const button = document.createElement("button");
+    button.type = "button";
+    button.setAttribute("aria-pressed", "true");
+    button.append(swatch(style), text);
+    button.onclick = () => {
+      const shown = button.getAttribute("aria-pressed") === "false";
+      button.setAttribute("aria-pressed", String(shown));
+      onToggle(style.name, shown);
+    };
+    item.append(button);
+    return item;
+  }));
+}
+
+function chooseRelease() {
+  const attacks = data.views[state.release]?.attacks ?? [];
+  if (!attacks.includes(state.attack)) state.attack = "worst";
+  choices("attack", [["worst", `worst case over ${attacks.length} attacks`], ...attacks.map((name) => [name, `${name} alone`])],
+    "attack", drawFrontier);
+  drawFrontier();
+  drawLevels();
+  drawEfficiency();
+}
+
+function drawAll() {
+  chooseRelease();
+  drawTraining();
+  drawPictures();
+  drawScatter();
+}
+
+choices("release", Object.keys(data.views).map((name) => [name,
+  name === "probe" ? "probe: single records, the worst case" : "deployed: the minibatches that trained the policy"]),
+  "release", chooseRelease);
+choices("measure", [["ra", "reconstruction accuracy (RA)"], ["leakage", "leakage"], ["identified", "identified"],
+  ["nmse", "error (NMSE)"]], "measure", drawFrontier);
+const rounds = data.leaks.reduce((most, leak) => leak.rounds.length > most.length ? leak.rounds : most, []);
+state.example = Math.max(0, rounds.length - 1);
+choices("example", rounds.map((round, i) => [String(i), `${i + 1} of ${rounds.length}: round ${round.toLocaleString("en")}`]),
+  "example", drawPictures);
+legend("defenses", data.defenses.map((style) => ({ ...style,
+  text: style.name === "none" ? "undefended" : style.level_name ? `${style.name} (${style.level_name})` : style.name })),
+  (name, shown) => {
+    if (shown) state.hidden.delete(name);
+    else state.hidden.add(name);
+    drawAll();
+  });
+legend("level-key", [{ name: "worst", text: "worst case", dash: [], marker: "o" },
+  ...data.attacks.map(({ name, dash }) => ({ name, dash })),
+  { name: "floor", text: "attacker at the floor", dash: [1.5, 3], color: "var(--quiet)" }]);
+legend("attack-key", data.attacks);
+drawAll();
+
+let width = document.documentElement.clientWidth;
+window.addEventListener("resize", () => {
+  if (document.documentElement.clientWidth === width) return;
+  width = document.documentElement.clientWidth;
+  drawAll();
+});
