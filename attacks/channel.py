@@ -87,9 +87,7 @@ class Channel:
     @property
     def random(self) -> bool:
         """Whether the received gradient is a random function of the true one."""
-        return (
-            self.noise_std > 0 or self.noise_to_signal > 0 or self.quantization_steps is not None
-        )
+        return self.noise_std > 0 or self.noise_to_signal > 0 or self.quantization_steps is not None
 
     @property
     def clips_sum(self) -> bool:
