@@ -12,7 +12,7 @@ from attacks.channel_simulation import ChannelSimulation
 from attacks.scores import Reference, score
 from tests.attacks.conftest import Client
 
-ROWS = list(range(600, 2000, 180))
+ROWS = list(range(600, 2000, 120))
 
 LAPLACE = {"mechanism": "laplace", "scale": 0.1, "noise_std": 0.1 * 2**0.5}
 GAUSSIAN = {"mechanism": "gaussian", "noise_std": 0.1}
@@ -51,12 +51,12 @@ def floor(observations: list[Observation], truth: list[Transitions], population:
 
 
 @pytest.mark.parametrize(
-    ("mechanisms", "slack"),
+    ("mechanisms", "targets"),
     [
-        ([LAPLACE], 1.4),
-        ([FOLLOWING], 1.4),
-        ([{**GAUSSIAN, "noise_std": 0.03}, RANDK], 1.4),
-        ([LAYER_CLIP, {**GAUSSIAN, "noise_std": 0.003}], 1.4),
+        ([LAPLACE], 12),
+        ([FOLLOWING], 12),
+        ([{**GAUSSIAN, "noise_std": 0.03}, RANDK], 6),
+        ([LAYER_CLIP, {**GAUSSIAN, "noise_std": 0.003}], 6),
     ],
     ids=lambda x: "+".join(m["mechanism"] for m in x) if isinstance(x, list) else "",
 )
@@ -64,11 +64,11 @@ def test_map_reaches_the_floor_of_its_channel(
     hopper: Transitions,
     known: tuple[Prior, Prior, Reference],
     mechanisms: list[dict],
-    slack: float,
+    targets: int,
 ) -> None:
     adversary, population, reference = known
-    client = Client.build(11, 3, hidden=32)
-    truth = [hopper[row] for row in ROWS]
+    client = Client.build(11, 3, hidden=48)
+    truth = [hopper[row] for row in ROWS[:targets]]
     observations = [received(client, z, i, *mechanisms) for i, z in enumerate(truth)]
     answers = get_attack("map").reconstruct_many(observations, prior=adversary, seed=0)
     errors = [
@@ -77,13 +77,13 @@ def test_map_reaches_the_floor_of_its_channel(
     ]
     limit = floor(observations, truth, population)
     assert 0.002 < limit < 0.7
-    assert limit / 2 < np.median(errors) < slack * limit
+    assert limit / 2 < np.median(errors) < 1.5 * limit
 
 
 def test_layer_clipping_alone_hides_nothing(
     hopper: Transitions, known: tuple[Prior, Prior, Reference]
 ) -> None:
-    client = Client.build(11, 3, hidden=32)
+    client = Client.build(11, 3, hidden=48)
     truth = [hopper[row] for row in ROWS[:3]]
     observations = [received(client, z, 0, LAYER_CLIP) for z in truth]
     answers = get_attack("map").reconstruct_many(observations, prior=known[0], seed=0)
@@ -94,7 +94,7 @@ def test_layer_clipping_alone_hides_nothing(
 def test_laplace_tells_twice_as_much_as_gaussian_noise_of_its_variance(
     hopper: Transitions, known: tuple[Prior, Prior, Reference]
 ) -> None:
-    client, z = Client.build(11, 3, hidden=32), hopper[900]
+    client, z = Client.build(11, 3, hidden=48), hopper[900]
     laplace, gaussian = (
         record_information([received(client, z, 0, m)], [z], known[1])
         for m in (LAPLACE, {"mechanism": "gaussian", "noise_std": LAPLACE["noise_std"]})
@@ -108,7 +108,7 @@ def test_noise_that_follows_the_norm_gives_the_norm_away(
     hopper: Transitions, known: tuple[Prior, Prior, Reference]
 ) -> None:
     """Beyond that of fixed noise of the same size: one direction, 2 n (d log norm)^2."""
-    client, z = Client.build(11, 3, hidden=32), hopper[900]
+    client, z = Client.build(11, 3, hidden=48), hopper[900]
     norm = float(client.observe(z).flat_gradient().norm())
     count = client.observe(z).flat_gradient().numel()
     fixed = {"mechanism": "gaussian", "noise_std": 3.0 * norm / count**0.5}
