@@ -80,7 +80,7 @@ class Channel:
         found = []
         for mechanism in self.mechanisms:
             key = _LIMITS.get(_name(mechanism))
-            if key in mechanism:
+            if key is not None and key in mechanism:
                 found.append(Clipping(float(mechanism[key]), key == "tensor_norm"))
         return tuple(found)
 
