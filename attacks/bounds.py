@@ -6,6 +6,9 @@ this bounds any estimator's mean squared error (van Trees 1968; Gill and Levit 1
 
     E ||z^ - z||^2 >= tr[(J^T S^-1 J + Sigma_prior^-1)^-1].
 
+Of other noise only the Fisher information 1 / s^2 about a coordinate matters: Laplace noise of
+scale s counts as much as Gaussian noise of standard deviation s, half its variance.
+
 Information of independent releases of the same record adds up. Everything here is in units of the
 reference standard deviation sigma_j of each coordinate, so that the prior alone gives a floor of
 about one and the numbers compare with the score ``nmse``.
@@ -15,15 +18,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from attacks.gradients import dense_layers
-from attacks.normal_equations import NormalEquations
+from attacks.gradients import LinearLayer, dense_layers
+from attacks.normal_equations import Decode, NormalEquations, Received
 from attacks.observation import Observation
 from attacks.posterior import Coordinates, received_by
 from attacks.prior import Prior
@@ -109,14 +112,16 @@ def record_information(
             the target y that any adversary could hold. Its deviations are the sigma units.
 
     Returns:
-        None where the channel is not Gaussian (quantised or sparse releases), where actions are
-        discrete, or where a layer is not dense: no floor is claimed there.
+        None where the channel has no Fisher information to bound it by (``Channel.bounding``:
+        releases rounded or sparse without noise before), where actions are discrete, or where a
+        layer is not dense: no floor is claimed there.
     """
-    first = observations[0]
-    layers = dense_layers(first)
-    channel = first.channel
-    if layers is None or not channel.gaussian or first.template.discrete:
+    channel = observations[0].channel.bounding()
+    layers = dense_layers(observations[0])
+    if layers is None or channel is None or observations[0].template.discrete:
         return None
+    observations = [replace(o, channel=channel) for o in observations]
+    first = observations[0]
     coordinates = Coordinates.of(first, layers, population)
     like = coordinates.mean
     sigma = population.raw_std().to(like)
@@ -134,11 +139,37 @@ def record_information(
         return Transitions(state, action, reward, fixed, torch.zeros_like(reward))
 
     points = like.new_zeros(len(observations), first.batch_size, len(base[0]) + 1)
-    normal = NormalEquations(first, layers, received_by(observations), decode).at(points)
+    received = received_by(observations, channel.information_std)
+    release = NormalEquations(first, layers, received, decode).at(points).hessian.double()
+    if channel.noise_to_signal > 0:
+        release = release + _scale_information(first, layers, received, decode, points)
     keep = torch.cat([kept, torch.ones_like(kept[:1])])
     every = keep.repeat(first.batch_size)
-    release = normal.hessian.double()[:, every][:, :, every]
+    release = release[:, every][:, :, every]
     return RecordInformation(release, _prior_information(population, kept, sigma), int(kept.sum()))
+
+
+def _scale_information(
+    observation: Observation,
+    layers: list[LinearLayer],
+    received: Received,
+    decode: Decode,
+    points: Tensor,
+) -> Tensor:
+    """(T, b K, b K) that the size of the noise gives away where it follows the gradient's norm.
+
+    N(g, s^2 I) in n coordinates has the information J^T J / s^2 + 2 n v v^T with v = grad log s,
+    which is J^T g / ||g||^2 for s in proportion to ||g||.
+    """
+    zero = {name: torch.zeros_like(value) for name, value in received.gradient.items()}
+    normal = NormalEquations(
+        observation, layers, replace(received, gradient=zero, sent=None), decode
+    ).at(points)
+    # The misfit to nothing is precision ||g||^2 / 2, and its gradient precision J^T g.
+    slope = normal.gradient.double() / (2 * normal.value.double().clamp_min(1e-300)[:, None])
+    sent = received.sent or {name: torch.ones_like(value) for name, value in zero.items()}
+    count = torch.stack([value.flatten(1).sum(dim=1) for value in sent.values()]).sum(dim=0)
+    return 2 * count.double()[:, None, None] * slope[:, :, None] * slope[:, None, :]
 
 
 def _prior_information(population: Prior, kept: Tensor, sigma: Tensor) -> Tensor:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
-RESCALING = frozenset({"clip", "dp-sgd"})
-ZEROING = frozenset({"topk"})
-GAUSSIAN = frozenset({"gaussian", "dp-sgd", "clip", "secagg"})
+RESCALING = frozenset({"clip", "layer-clip", "dp-sgd", "randk"})
+ZEROING = frozenset({"topk", "randk"})
+CLIPPING = frozenset({"clip", "layer-clip"})
+NOISY = frozenset({"gaussian", "laplace", "dp-sgd", "adaptive-gaussian"})
+REGULAR = NOISY | CLIPPING | {"randk", "secagg"}
+"""Mechanisms after which the received gradient has a Fisher information that we can write down."""
+
+
+class Clipping(NamedTuple):
+    """Scales each record's gradient, or each tensor of it by itself, down to a norm."""
+
+    limit: float
+    per_tensor: bool
 
 
 @dataclass(frozen=True)
@@ -17,8 +28,10 @@ class Channel:
     """The known law of the received gradient given the true one (Kerckhoffs' principle).
 
     Attributes:
-        noise_std: standard deviation of the Gaussian noise on each coordinate of the received
-            gradient, in gradient units. An upper bound where clipping follows the noise.
+        noise_std: standard deviation of the noise of fixed size on each coordinate of the received
+            gradient, in units of the gradient before known rescaling (``randk``). An upper bound
+            where clipping follows the noise. Noise in proportion to the gradient comes on top: see
+            ``noise_to_signal``.
         mechanisms: the defence's own description in the order of application, one plain mapping
             each: ``{"mechanism": name, **parameters}``.
 
@@ -54,33 +67,39 @@ class Channel:
 
     @property
     def scale_unknown(self) -> bool:
-        """Whether the gradient may have been multiplied by a factor that the server cannot know."""
+        """Whether the gradient was multiplied by a factor that need not be one."""
         return any(_name(m) in RESCALING for m in self.mechanisms)
 
     @property
-    def clip(self) -> float | None:
-        """Smallest norm that each record's gradient is scaled down to; None without clipping.
+    def clips(self) -> tuple[Clipping, ...]:
+        """The clippings in their order.
 
-        ``clip`` acts on the whole gradient (see ``clips_sum``), which is a record's at batch size
-        one alone.
+        ``clip`` and ``layer-clip`` act on the whole gradient (see ``clips_sum``), which is a
+        record's at batch size one alone.
         """
-        limits = [
-            float(m[key])
-            for m in self.mechanisms
-            for key in ("norm", "clip_norm")
-            if _name(m) in RESCALING and key in m
-        ]
-        return min(limits, default=None)
+        found = []
+        for mechanism in self.mechanisms:
+            key = _LIMITS.get(_name(mechanism))
+            if key is not None and key in mechanism:
+                found.append(Clipping(float(mechanism[key]), key == "tensor_norm"))
+        return tuple(found)
 
     @property
     def random(self) -> bool:
         """Whether the received gradient is a random function of the true one."""
-        return self.noise_std > 0 or self.quantization_steps is not None
+        return self.noise_std > 0 or self.noise_to_signal > 0 or self.quantization_steps is not None
 
     @property
     def clips_sum(self) -> bool:
         """Whether a mean over records may have been scaled down as a whole."""
-        return any(_name(m) == "clip" for m in self.mechanisms)
+        return any(_name(m) in CLIPPING for m in self.mechanisms)
+
+    @property
+    def clips_sparse(self) -> bool:
+        """Whether what was clipped is no longer the whole gradient."""
+        names = [_name(m) for m in self.mechanisms]
+        first = next((i for i, name in enumerate(names) if name in ZEROING), len(names))
+        return any(name in CLIPPING for name in names[first:])
 
     @property
     def quantization_steps(self) -> int | None:
@@ -89,14 +108,78 @@ class Channel:
         return min(points) - 1 if points else None
 
     @property
-    def gaussian(self) -> bool:
-        """Whether the received gradient is the (clipped) gradient plus Gaussian noise, no more."""
-        return {_name(m) for m in self.mechanisms} <= GAUSSIAN
+    def noise_to_signal(self) -> float:
+        """Norm of noise that follows the gradient's norm, as a multiple of it; 0 without."""
+        ratios = [float(m["noise_to_signal"]) for m in self.mechanisms if "noise_to_signal" in m]
+        return math.hypot(*ratios)
+
+    @property
+    def laplace(self) -> bool:
+        """Whether Laplace noise is all that is random about the received gradient."""
+        random = [m for m in self.mechanisms if _name(m) in NOISY or "points" in m]
+        sums = any(_name(m) == "secagg" and m["clients"] > 1 for m in self.mechanisms)
+        return [_name(m) for m in random] == ["laplace"] and self.noise_std > 0 and not sums
+
+    @property
+    def information_std(self) -> float:
+        """One over the root of the Fisher information about a coordinate, from noise of fixed size.
+
+        For Gaussian noise its standard deviation, for Laplace noise its scale. For a sum of
+        independent noises the root of the sum of squares, which by Stam's inequality (1959),
+        1 / I(X + Y) >= 1 / I(X) + 1 / I(Y), grants the adversary no less than it has.
+        """
+        if not self.mechanisms:
+            return self.noise_std
+        variance = 0.0
+        for mechanism in self.mechanisms:
+            key = "scale" if _name(mechanism) == "laplace" else "noise_std"
+            variance += float(mechanism.get(key, 0.0)) ** 2
+            if _name(mechanism) == "secagg":
+                variance /= mechanism["clients"]
+        return math.sqrt(variance)
+
+    def bounding(self) -> Channel | None:
+        """A channel that tells no less than this one, and of known Fisher information; or None.
+
+        Whatever is done to a release after noise can only lose information (data processing), so
+        what has no Fisher information of its own is left out there: clipping, rounding or leaving
+        out coordinates after noise, anything after noise that follows the gradient's norm. Nothing
+        may be left out before a sum over clients, which shrinks what each of them added; a sum of
+        releases that lack different coordinates has no bound here.
+        """
+        kept: list[Mapping[str, Any]] = []
+        for place, mechanism in enumerate(self.mechanisms):
+            name = _name(mechanism)
+            before = {_name(m) for m in kept}
+            noisy = bool(before & NOISY)
+            breaks = (
+                name not in REGULAR
+                or (name in CLIPPING and (noisy or bool(before & ZEROING)))
+                or (name == "adaptive-gaussian" and noisy)
+                or "adaptive-gaussian" in before
+                or (name == "secagg" and bool(before & ZEROING))
+            )
+            if breaks:
+                if not noisy or any(_name(m) == "secagg" for m in self.mechanisms[place:]):
+                    return None
+                # Rounding may have added zeros to those that were not sent.
+                kept = list(takewhile(lambda m: _name(m) != "randk", kept))
+                break
+            kept.append(mechanism)
+        return Channel.from_description(kept) if self.mechanisms else self
 
     @property
     def zeroed(self) -> bool:
         """Whether a zero in the gradient may mean "not sent" instead of zero."""
         return any(_name(m) in ZEROING for m in self.mechanisms)
+
+    def gain(self, parameters: int) -> float:
+        """The known factor by which sent coordinates of a gradient (P,) were multiplied."""
+        gain = 1.0
+        for mechanism in self.mechanisms:
+            if _name(mechanism) == "randk":
+                gain *= parameters / math.ceil(mechanism["fraction"] * parameters)
+        return gain
 
     @property
     def exact(self) -> bool:
@@ -111,6 +194,9 @@ class Channel:
             values = ", ".join(f"{k}={v}" for k, v in mechanism.items() if k != "mechanism")
             parts.append(f"{_name(mechanism)}({values})")
         return "+".join(parts)
+
+
+_LIMITS = {"clip": "norm", "dp-sgd": "clip_norm", "layer-clip": "tensor_norm"}
 
 
 def _name(mechanism: Mapping[str, Any]) -> str:

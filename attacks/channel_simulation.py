@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from attacks.channel import Channel
+from attacks.channel import Channel, Clipping
 
 Mechanism: TypeAlias = Mapping[str, Any]
 
@@ -72,6 +72,28 @@ def _gaussian(
     return _noised(releases, mechanism["noise_std"], generator)
 
 
+def _laplace(
+    releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    up, down = (torch.empty_like(releases).exponential_(generator=generator) for _ in range(2))
+    return releases + mechanism["scale"] * (up - down)
+
+
+def _adaptive_gaussian(
+    releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """Noise of expected norm ``noise_to_signal`` times each row's."""
+    std = mechanism["noise_to_signal"] * releases.norm(dim=1, keepdim=True)
+    noise = torch.empty_like(releases).normal_(generator=generator)
+    return releases + noise * (std / releases.shape[1] ** 0.5)
+
+
+def _layer_clip(
+    releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    return clipped_as([Clipping(mechanism["tensor_norm"], per_tensor=True)], releases, sizes)
+
+
 def _clip(
     releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
 ) -> Tensor:
@@ -114,8 +136,22 @@ def _topk(
     releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
 ) -> Tensor:
     """The largest coordinates of the whole gradient; what earlier rounds left over is unknown."""
+    return _kept(releases, releases.abs(), mechanism)
+
+
+def _randk(
+    releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """Coordinates drawn anew for every release, scaled to stay unbiased."""
+    draw = torch.rand(releases.shape, device=releases.device, generator=generator)
+    gain = releases.shape[1] / math.ceil(mechanism["fraction"] * releases.shape[1])
+    return gain * _kept(releases, draw, mechanism)
+
+
+def _kept(releases: Tensor, order: Tensor, mechanism: Mechanism) -> Tensor:
+    """A ``fraction`` of the coordinates (n, P), those first in ``order``; zero elsewhere."""
     kept = math.ceil(mechanism["fraction"] * releases.shape[1])
-    index = releases.abs().topk(kept, dim=1, sorted=False).indices
+    index = order.topk(kept, dim=1, sorted=False).indices
     return torch.zeros_like(releases).scatter_(1, index, releases.gather(1, index))
 
 
@@ -132,17 +168,37 @@ def clipped(releases: Tensor, limit: float) -> Tensor:
     return releases * (limit / norm).clamp_max(1.0)
 
 
+def clipped_as(clips: Sequence[Clipping], releases: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Rows (n, P) after the clippings in their order; ``sizes`` of the tensors."""
+    for clip in clips:
+        if clip.per_tensor:
+            parts = [clipped(part, clip.limit) for part in releases.split(list(sizes), dim=1)]
+            releases = torch.cat(parts, dim=1)
+        else:
+            releases = clipped(releases, clip.limit)
+    return releases
+
+
 def _noised(releases: Tensor, std: float, generator: torch.Generator) -> Tensor:
     return torch.empty_like(releases).normal_(0.0, std, generator=generator).add_(releases)
 
 
 _STEPS: dict[str, Step] = {
     "gaussian": _gaussian,
+    "laplace": _laplace,
+    "adaptive-gaussian": _adaptive_gaussian,
     "clip": _clip,
+    "layer-clip": _layer_clip,
     "dp-sgd": _dp_sgd,
     "quantize": _quantize,
     "topk": _topk,
+    "randk": _randk,
     "secagg": _secagg,
 }
 
-_SHAPING: dict[str, Step] = {"clip": _clip, "dp-sgd": _clip_record, "topk": _topk}
+_SHAPING: dict[str, Step] = {
+    "clip": _clip,
+    "layer-clip": _layer_clip,
+    "dp-sgd": _clip_record,
+    "topk": _topk,
+}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.channel_simulation import clipped
+from attacks.channel_simulation import clipped_as
 from attacks.gradients import LinearLayer
 from attacks.normal_equations import NormalEquations, Received
 from attacks.observation import Observation
@@ -70,8 +70,9 @@ class GaussNewtonFeatures:
         """The releases with their precisions at an estimate; logarithms of the residuals."""
         expected = record_gradients(self.observation, self.layers, here)
         channel, start = self.observation.channel, 0
-        if channel.clip is not None:
-            expected = clipped(expected, channel.clip)
+        sizes = [parameter.numel() for parameter in self.observation.parameters.values()]
+        expected = clipped_as(channel.clips, expected, sizes)
+        releases = releases / channel.gain(releases.shape[1])
         gradient, precision, sent, shares = {}, {}, {}, []
         for name, parameter in self.observation.parameters.items():
             place = slice(start, start + parameter.numel())
@@ -88,5 +89,5 @@ class GaussNewtonFeatures:
             energy = value.square().sum(dim=1) / count
             precision[name] = 1 / variance.clamp_min(1e-12 * energy).clamp_min(1e-30)
             shares.append(((variance + 1e-30) / (energy + 1e-30)).clamp(1e-6, 1e6).log())
-        received = Received(gradient, precision, sent or None, channel.clip)
+        received = Received(gradient, precision, sent or None, channel.clips)
         return received, torch.stack(shares, dim=1)

@@ -62,8 +62,14 @@ class MAP(Attack):
             return "the release sums local steps, the likelihood here is of a single gradient"
         if dense_layers(observation) is None:
             return "released parameters outside dense layers, or layers called more than once"
-        if observation.batch_size > 1 and observation.channel.clips_sum:
+        channel = observation.channel
+        names = {mechanism["mechanism"] for mechanism in channel.mechanisms}
+        if observation.batch_size > 1 and channel.clips_sum:
             return "the scale that clipping took from a mean over several records is not modelled"
+        if channel.clips_sparse:
+            return "the scale that clipping took from a sparse gradient is not modelled"
+        if "secagg" in names and names & {"randk", "adaptive-gaussian"}:
+            return "coordinates or noises that differ between the clients of a sum are not modelled"
         return ""
 
     def solve(

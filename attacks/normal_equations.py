@@ -14,13 +14,14 @@ over a backward pass in which every record stands once for each of its coordinat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
+from attacks.channel import Clipping
 from attacks.gradients import LinearCalls, LinearLayer
 from attacks.observation import Observation
 from attacks.transitions import Transitions
@@ -41,18 +42,24 @@ class Received:
         gradient: name -> (T, *shape).
         precision: name -> (T,), one over the variance of the noise on each coordinate.
         sent: name -> (T, *shape) of 0 and 1 where coordinates were left out; None: all were sent.
-        clip: each record's gradient, divided by b, was scaled down to at most clip / b.
+        clips: each record's gradient, or each tensor of it, divided by b, was scaled down to at
+            most limit / b, in this order.
+        laplace: the noise is Laplace, of scale 1 / sqrt(precision), instead of Gaussian.
     """
 
     gradient: Mapping[str, Tensor]
     precision: Mapping[str, Tensor]
     sent: Mapping[str, Tensor] | None = None
-    clip: float | None = None
+    clips: tuple[Clipping, ...] = ()
+    laplace: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Normal:
-    """Half the weighted squared residual, its gradient and its Gauss-Newton Hessian.
+    """The misfit (half the weighted squared residual), its gradient and Gauss-Newton Hessian.
+
+    Under Laplace noise the misfit is the weighted sum of absolute residuals, and the Hessian, the
+    Fisher information, has the same form.
 
     ``value`` (G,), ``gradient`` (G, b K), ``hessian`` (G, b K, b K), for G groups of b records.
     """
@@ -84,6 +91,15 @@ class _Layer:
             formed[self.layer.bias] = self.d.sum(dim=1)
         return formed
 
+    def tensors(self) -> list[_Layer]:
+        """The same as one layer for each released parameter."""
+        weight, bias = self.layer.weight, self.layer.bias
+        return [
+            replace(self, layer=replace(self.layer, weight=w, bias=b))
+            for w, b in ((weight, None), (None, bias))
+            if w is not None or b is not None
+        ]
+
     def squared_inputs(self) -> Tensor:
         """(G, b): a record's squared gradient norm is this times its squared delta."""
         square = self.x.square().sum(-1) if self.layer.weight is not None else 0.0
@@ -109,7 +125,7 @@ class NormalEquations:
         self._targets = len(next(iter(received.gradient.values())))
 
     def value(self, points: Tensor) -> Tensor:
-        """Half the weighted squared residual (G,) at ``points`` (G, b, K), G = T R."""
+        """The misfit (G,) at ``points`` (G, b, K), G = T R."""
         layers = self._clipped(self._run(points, derivatives=False))
         return torch.stack([self._value(layer) for layer in layers]).sum(dim=0)
 
@@ -147,9 +163,17 @@ class NormalEquations:
             ]
 
     def _clipped(self, layers: list[_Layer]) -> list[_Layer]:
-        """Scales each record's deltas as per-sample clipping does, derivatives included."""
-        if self._received.clip is None:
-            return layers
+        """Scales each record's deltas as clipping does, derivatives included."""
+        for clip in self._received.clips:
+            if clip.per_tensor:
+                tensors = [tensor for layer in layers for tensor in layer.tensors()]
+                layers = [scaled for t in tensors for scaled in self._scaled([t], clip.limit)]
+            else:
+                layers = self._scaled(layers, clip.limit)
+        return layers
+
+    def _scaled(self, layers: list[_Layer], limit: float) -> list[_Layer]:
+        """Layers of records whose joint norm is scaled down to ``limit`` / b."""
         squares, slopes = [], []
         for layer in layers:
             inputs, deltas = layer.squared_inputs(), layer.d.square().sum(-1)
@@ -161,7 +185,7 @@ class NormalEquations:
             slopes.append(slope)
         square = torch.stack(squares).sum(dim=0)
         square = square.clamp_min(torch.finfo(square.dtype).tiny)
-        factor = (self._received.clip / self._size / square.sqrt()).clamp_max(1.0)[..., None]
+        factor = (limit / self._size / square.sqrt()).clamp_max(1.0)[..., None]
         slope = torch.stack(slopes).sum(dim=0) / square[..., None]
         change = torch.where(factor < 1, -factor * slope, 0.0)[..., None]
         return [
@@ -178,7 +202,7 @@ class NormalEquations:
     def _value(self, layer: _Layer) -> Tensor:
         groups = len(layer.d)
         parts = [
-            0.5 * self._precision(name, groups) * error.flatten(1).square().sum(dim=1)
+            self._misfit(error.flatten(1), self._precision(name, groups))
             for name, error in self._residual(layer).items()
         ]
         return sum(parts[1:], parts[0])
@@ -188,7 +212,7 @@ class NormalEquations:
         groups, width = len(layer.d), layer.dd.shape[2]
         d, x = layer.d, layer.x
         dd, dx = layer.dd.flatten(1, 2), layer.dx.flatten(1, 2)  # (G, b K, .)
-        residual = self._residual(layer)
+        residual = self._scores(layer)
         changes = torch.bmm(dd, dd.mT)
         gradient = dd.new_zeros(groups, dd.shape[1])
         hessian = torch.zeros_like(changes)
@@ -216,7 +240,7 @@ class NormalEquations:
         assert self._received.sent is not None
         gradient = layer.dd.new_zeros(groups, size * width)
         hessian = layer.dd.new_zeros(groups, size * width, size * width)
-        for name, error in self._residual(layer).items():
+        for name, error in self._scores(layer).items():
             precision = self._precision(name, groups)
             for target, sent in enumerate(self._received.sent[name]):
                 where = sent.nonzero(as_tuple=True)
@@ -244,6 +268,23 @@ class NormalEquations:
             errors[name] = error.flatten(0, 1)
         return errors
 
+    def _misfit(self, error: Tensor, precision: Tensor) -> Tensor:
+        """Minus log likelihood (G,) of residuals (G, n), up to a constant."""
+        if self._received.laplace:
+            return precision.sqrt() * error.abs().sum(dim=1)
+        return 0.5 * precision * error.square().sum(dim=1)
+
+    def _scores(self, layer: _Layer) -> dict[str, Tensor]:
+        """The misfit's derivative by the gradient over the precision: Gaussian, the residual."""
+        errors = self._residual(layer)
+        if not self._received.laplace:
+            return errors
+        groups = len(layer.d)
+        return {
+            name: error.sign() / _like(self._precision(name, groups).sqrt(), error)
+            for name, error in errors.items()
+        }
+
     def _precision(self, name: str, groups: int) -> Tensor:
         return self._received.precision[name].repeat_interleave(groups // self._targets)
 
@@ -258,6 +299,11 @@ def _unpack(
         return value[:, :, 0], value[:, :, :0]
     tangent = torch.zeros_like(value) if tangent is None else tangent.detach()
     return value[:, :, 0], tangent.reshape(groups, size, copies, -1)
+
+
+def _like(numbers: Tensor, tensor: Tensor) -> Tensor:
+    """(G,) in a shape that multiplies ``tensor`` (G, ...)."""
+    return numbers.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def _stretched(products: Tensor, rows: int, columns: int) -> Tensor:

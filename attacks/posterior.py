@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attacks.channel import Channel
 from attacks.gradients import LinearCalls, LinearLayer
 from attacks.normal_equations import NormalEquations, Received
 from attacks.observation import Observation
@@ -138,7 +139,8 @@ class Coordinates:
 class Posterior:
     """Minus the log posterior of groups of records, up to a constant.
 
-    Half the squared residual in units of the channel's noise plus half the squared distance to the
+    Half the squared residual in units of the channel's noise (the absolute one if the noise is
+    Laplace) plus half the squared distance to the
     prior's mean in whitened coordinates.
     """
 
@@ -177,22 +179,31 @@ class Posterior:
         return self._coordinates.decode(rows, self._actions[group, slot])
 
 
-def received_by(observations: Sequence[Observation]) -> Received:
-    """What the releases say, with the noise that their channel states.
+def received_by(observations: Sequence[Observation], noise_std: float | None = None) -> Received:
+    """What the releases say, with the noise that their channel states and known rescaling undone.
 
-    Quantisation is taken as Gaussian noise of each tensor's mean rounding variance; where the
-    channel adds none, float32 rounding is the noise.
+    Quantisation is taken as Gaussian noise of each tensor's mean rounding variance, and so is every
+    mixture of noises; where the channel adds none, float32 rounding is the noise. The scale of
+    noise that follows the gradient's norm is read off the release.
+
+    Args:
+        observations: T releases that share computation.
+        noise_std: of the noise of fixed size; None: as the channel states it.
     """
     first = observations[0]
+    channel = first.channel
     like = next(iter(first.parameters.values())).detach()
+    flat = torch.stack([o.flat_gradient() for o in observations]).to(like)
+    gain = channel.gain(flat.shape[1])
     gradient = {
-        name: torch.stack([o.gradient[name] for o in observations]).to(like)
+        name: torch.stack([o.gradient[name] for o in observations]).to(like) / gain
         for name in first.gradient
     }
-    norm = torch.stack([o.flat_gradient() for o in observations]).to(like).norm(dim=1)
-    count = sum(g[0].numel() for g in gradient.values())
-    floor = (ROUNDING * norm / count**0.5).clamp_min(1e-12).square() + first.channel.noise_std**2
-    steps = first.channel.quantization_steps
+    rounding = (ROUNDING * flat.norm(dim=1) / gain / flat.shape[1] ** 0.5).clamp_min(1e-12).square()
+    if noise_std is None:
+        noise_std = channel.information_std if channel.laplace else channel.noise_std
+    floor = rounding + noise_std**2 + _following_variance(flat / gain, channel)
+    steps = channel.quantization_steps
     precision = {}
     for name, value in gradient.items():
         variance = floor
@@ -200,9 +211,20 @@ def received_by(observations: Sequence[Observation]) -> Received:
             variance = variance + _rounding_variance(value.flatten(1), steps)
         precision[name] = 1 / variance
     sent = None
-    if first.channel.zeroed:
+    if channel.zeroed:
         sent = {name: (value != 0).to(like) for name, value in gradient.items()}
-    return Received(gradient, precision, sent, first.channel.clip)
+    return Received(gradient, precision, sent, channel.clips, channel.laplace)
+
+
+def _following_variance(releases: Tensor, channel: Channel) -> Tensor:
+    """Variance (T,) of noise of norm r ||g||, from releases (T, P): r^2 / (1 + r^2) of their power.
+
+    Noise of fixed size is taken off first, as if it had come later.
+    """
+    ratio = channel.noise_to_signal
+    arrived = (releases != 0).sum(dim=1).clamp_min(1) if channel.zeroed else releases.shape[1]
+    power = releases.square().sum(dim=1) / arrived - channel.noise_std**2
+    return power.clamp_min(0.0) * (ratio**2 / (1 + ratio**2))
 
 
 def _rounding_variance(codes: Tensor, steps: int) -> Tensor:

@@ -8,8 +8,9 @@ Works on any torch module and any per-sample loss::
         aggregate = session.aggregate(releases)        # what the server sees
 
 A pipeline has three stages, each optional: one **per-sample** stage (``dp-sgd``), any number of
-**transforms** of a client's mean gradient (``gaussian``, ``clip``, ``quantize``, ``topk``) and one
-**aggregation** (plain or ``secagg``). Importing this package does not import torch.
+**transforms** of a client's mean gradient (``gaussian``, ``laplace``, ``clip``, ``layer-clip``,
+``quantize``, ``topk``, ``randk``, ...) and one **aggregation** (plain or ``secagg``). Importing
+this package does not import torch.
 """
 
 from __future__ import annotations

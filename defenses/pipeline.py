@@ -12,6 +12,7 @@ from torch import nn
 
 from defenses.accounting import Accountant
 from defenses.quantization import Quantize
+from defenses.random_sparsification import RandK
 from defenses.registry import DefenseError, DefenseInfo, get_defense_info
 from defenses.session import Session
 from defenses.sparsification import TopK
@@ -25,6 +26,7 @@ from defenses.stages import (
 )
 
 _ORDER = ("per-sample", "transform", "aggregation")
+_NOISES = ("gaussian", "laplace", "adaptive-gaussian")
 
 
 @dataclass(frozen=True)
@@ -201,10 +203,19 @@ def _check_composition(text: str, infos: list[DefenseInfo], stages: list[Any]) -
     if sum(getattr(stage, "uses_memory", False) for stage in stages) > 1:
         raise DefenseError(f"{text}: at most one stage may keep error feedback")
     kinds = [type(stage) for stage in stages]
-    if Quantize(1) in stages and TopK in kinds[: stages.index(Quantize(1))]:
-        raise DefenseError(
-            f"{text}: 1-bit codes have no zero for what topk leaves out; use quantize=2 or more"
-        )
+    for kind, name in ((TopK, "topk"), (RandK, "randk")):
+        if Quantize(1) in stages and kind in kinds[: stages.index(Quantize(1))]:
+            raise DefenseError(
+                f"{text}: 1-bit codes have no zero for what {name} leaves out; use quantize=2 or "
+                "more"
+            )
+    if RandK in kinds:
+        late = [name for name in names[names.index("randk") :] if name in _NOISES]
+        if late:
+            raise DefenseError(
+                f"{text}: noise after randk would fall on what is not sent; write {late[0]} before "
+                "randk"
+            )
 
 
 def _first(pair: tuple[int, str]) -> int:

@@ -31,8 +31,9 @@ class Quantize:
 
     QSGD (Alistarh et al. 2017, arXiv 1610.02132, section 3.1) with the largest magnitude as scale.
     From 2 bits the grid has 2^bits - 1 points, zero among them, so zeros stay zero (2 bits are
-    TernGrad); 1 bit has the two points -max|v| and +max|v|. E[output] = input exactly; the error of
-    a coordinate is below one step, 2 max|v| / (points - 1).
+    TernGrad); 1 bit has the two points -max|v| and +max|v|: a scaled sign, drawn at random so that
+    it is unbiased too (stochastic sign; Safaryan and Richtarik 2021, arXiv 1905.12938). E[output] =
+    input exactly; the error of a coordinate is below one step, 2 max|v| / (points - 1).
     """
 
     bits: int

@@ -90,6 +90,7 @@ def cell_record(training: CellTraining) -> CellRecord:
     state, reason = _state(training, final, random_return)
     session = training.federation.session
     swept = swept_stage(cell.defense)
+    costs = training.federation.costs
     return CellRecord(
         key=cell.key,
         env=cell.env,
@@ -117,6 +118,8 @@ def cell_record(training: CellTraining) -> CellRecord:
         bytes_per_round=training.federation.defense.upload_bytes(
             session.layout.size, len(session.layout.names)
         ),
+        client_seconds=float(np.median([c.defended for c in costs])) if costs else None,
+        plain_client_seconds=float(np.median([c.plain for c in costs])) if costs else None,
         versions={name: importlib.metadata.version(name) for name in _VERSIONED},
         machine=_machine(),
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -9,9 +9,10 @@ gradients: see ``local_updates``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -127,6 +128,15 @@ class Release:
     truth: Transitions
 
 
+class RoundCost(NamedTuple):
+    """Wall-clock seconds that one round's releases took all clients together."""
+
+    defended: float
+    """Gradients, defence and aggregation, the server's part of a simulated protocol included."""
+    plain: float
+    """Gradients of the same minibatches without a defence."""
+
+
 class Federation:
     """N clients, one server and a defence between them."""
 
@@ -150,6 +160,8 @@ class Federation:
         self.memory = self.session.new_memory()
         self.captured_rows: set[tuple[int, int]] = set()
         """(client, replay row) of every captured record, so that no prior is fitted on a target."""
+        self.costs: list[RoundCost] = []
+        """Of every captured round."""
         self.accountants = [defense.accountant() for _ in clients]
 
     def collect(self, *, explore: bool) -> None:
@@ -181,17 +193,28 @@ class Federation:
             self.server.step(self.session.mean_release(self._losses(batch), owner), progress)
             self.session.end_round()
             return []
-        aggregate = self.session.aggregate(
-            self._defended(batch, owner, self.batch_size, self.local_steps, self.memory)
-        )
         captured: list[Release] = []
         if capture:
             self._remember(indices)
+            # Before the clock starts: neither side of the comparison pays for a cold cache.
             undefended = self._undefended(batch, owner, self.batch_size, self.local_steps)
+            started = time.perf_counter()
+            aggregate = self._aggregated(batch, owner)
+            defended = time.perf_counter()
+            self._undefended(batch, owner, self.batch_size, self.local_steps)
+            self.costs.append(RoundCost(defended - started, time.perf_counter() - defended))
             captured = self._releases(aggregate, undefended, batch, owner)
+        else:
+            aggregate = self._aggregated(batch, owner)
         self.server.step(aggregate.mean, progress)
         self.session.end_round()
         return captured
+
+    def _aggregated(self, batch: Transitions, owner: Tensor) -> Aggregate:
+        """What the server sees of a training round in which every client sends its own release."""
+        return self.session.aggregate(
+            self._defended(batch, owner, self.batch_size, self.local_steps, self.memory)
+        )
 
     def probe(self, batch_size: int, rng: np.random.Generator) -> list[Release]:
         """Defended gradients of fresh batches of ``batch_size``; nothing is learnt from them.

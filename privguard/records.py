@@ -103,6 +103,11 @@ class CellRecord(Record):
     rounds_per_second: float = 0.0
     bytes_per_round: int = 0
     """Bytes that one client sends up in one round."""
+    client_seconds: float | None = None
+    """Seconds of all clients' gradients, defence and aggregation in one round: the median over the
+    captured rounds. None if not recorded."""
+    plain_client_seconds: float | None = None
+    """Seconds of their plain gradients on the same minibatches."""
     versions: dict[str, str] = Field(default_factory=dict)
     machine: str = ""
     """Processor, operating system and Python; empty in records of earlier versions."""

@@ -17,7 +17,7 @@ from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
 from privguard.environments import environment_spec, make_environment
 from privguard.evaluation import baseline_returns, evaluate, evaluation_seeds
-from privguard.federation import Client, Federation, Server
+from privguard.federation import Client, Federation, RoundCost, Server
 from privguard.knowledge import LARGEST_FRACTION, sample_count
 from privguard.records import Evaluation, ReleaseKind
 from privguard.replay import Replay, ReplayShapes
@@ -177,6 +177,7 @@ class CellTraining:
                 "captured_rows": sorted(federation.captured_rows),
                 "probe_rng": self.probe_rng.bit_generator.state,
                 "defense": federation.session.state(),
+                "costs": [list(cost) for cost in federation.costs],
                 "accountants": [a.state() if a else None for a in federation.accountants],
                 "clients": [_client_state(client) for client in federation.clients],
             },
@@ -200,6 +201,7 @@ class CellTraining:
         self.defense_generator.set_state(tensors["defense_generator"])
         self.server_generator.set_state(tensors["server_generator"])
         self.probe_rng.bit_generator.state = plain["probe_rng"]
+        federation.costs = [RoundCost(*cost) for cost in plain.get("costs", ())]
         federation.captured_rows = {(client, row) for client, row in plain["captured_rows"]}
         federation.session.load_state(plain["defense"])
         if federation.memory is not None:

@@ -100,7 +100,12 @@ class FrontierRow(BaseModel):
     clients: int
     train_batch_size: int
     bytes_per_round: int
+    """Bytes that one client sends up in one round."""
     train_seconds: float | None
+    client_seconds_per_round: float | None = None
+    """Of one client: gradient, defence and its share of the aggregation, at the captured rounds."""
+    client_seconds_ratio: float | None = None
+    """The same relative to the plain gradients of the same minibatches."""
 
     @property
     def undefended(self) -> bool:
@@ -201,6 +206,20 @@ def _cell_columns(cells: list[CellRecord], scale: ReturnScale) -> dict[str, obje
         "train_batch_size": first.batch_size,
         "bytes_per_round": max(cell.bytes_per_round for cell in cells),
         "train_seconds": mean_or_none(cell.train_seconds for cell in cells),
+        **_client_time(cells),
+    }
+
+
+def _client_time(cells: list[CellRecord]) -> dict[str, object]:
+    """Both sides of the ratio are measured in the same rounds, so a busy machine slows both."""
+    timed = [
+        (cell.client_seconds / cell.clients, cell.plain_client_seconds / cell.clients)
+        for cell in cells
+        if cell.client_seconds and cell.plain_client_seconds and cell.clients
+    ]
+    return {
+        "client_seconds_per_round": mean_or_none(own for own, _ in timed),
+        "client_seconds_ratio": mean_or_none(own / plain for own, plain in timed),
     }
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks import Observation, Transitions
+from attacks.channel import Clipping
 from attacks.gradients import dense_layers
 from attacks.normal_equations import NormalEquations, Received
 from attacks.transitions import unflatten_state_action
@@ -28,7 +29,7 @@ def decode(rows: Tensor, record: Tensor) -> Transitions:
     return Transitions(state, action, rows[:, 7], 0.9 * state, torch.zeros_like(rows[:, 7]))
 
 
-def released(observation: Observation, flat: Tensor, clip: float | None) -> Tensor:
+def released(observation: Observation, flat: Tensor, clip: Clipping | None) -> Tensor:
     """The gradient that the records ``flat`` (b K,) give, as a differentiable vector."""
     size = observation.batch_size
     parameters = list(observation.parameters.values())
@@ -38,16 +39,19 @@ def released(observation: Observation, flat: Tensor, clip: float | None) -> Tens
         grads = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         gradient = torch.cat([g.reshape(-1) for g in grads])
         if clip is not None:
-            gradient = gradient * (clip / gradient.norm()).clamp_max(1.0)
+            parts = [g.reshape(-1) for g in grads] if clip.per_tensor else [gradient]
+            gradient = torch.cat([g * (clip.limit / g.norm()).clamp_max(1.0) for g in parts])
         total = gradient / size if total.numel() == 0 else total + gradient / size
     return total
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(
+    "clip", [None, Clipping(0.5, per_tensor=False), Clipping(0.2, per_tensor=True)]
+)
 @pytest.mark.parametrize("sparse", [False, True])
 def test_normal_equations_agree_with_autograd(
-    layer_norm: bool, clip: float | None, sparse: bool
+    layer_norm: bool, clip: Clipping | None, sparse: bool
 ) -> None:
     observation, points = problem(2, layer_norm=layer_norm)
     layers = dense_layers(observation)
@@ -61,7 +65,7 @@ def test_normal_equations_agree_with_autograd(
         {name: g[None] for name, g in observation.gradient.items()},
         {name: torch.rand(1, generator=generator).double() + 0.5 for name in observation.gradient},
         sent if sparse else None,
-        clip,
+        () if clip is None else (clip,),
     )
     normal = NormalEquations(observation, layers, received, decode).at(points)
     weight = torch.cat(
@@ -89,7 +93,31 @@ def test_value_needs_no_derivatives() -> None:
     received = Received(
         {name: g[None] for name, g in observation.gradient.items()},
         {name: torch.ones(1).double() for name in observation.gradient},
-        clip=1.0,
+        clips=(Clipping(1.0, per_tensor=False),),
     )
     equations = NormalEquations(observation, layers, received, decode)
     torch.testing.assert_close(equations.value(points), equations.at(points).value)
+
+
+def test_laplace_misfit_and_its_derivatives() -> None:
+    observation, points = problem(1, layer_norm=True)
+    layers = dense_layers(observation)
+    assert layers is not None
+    scale = 0.3
+    received = Received(
+        {name: g[None] for name, g in observation.gradient.items()},
+        {name: torch.ones(1).double() / scale**2 for name in observation.gradient},
+        laplace=True,
+    )
+    normal = NormalEquations(observation, layers, received, decode).at(points)
+    for index, point in enumerate(points.flatten(1)):
+        point.requires_grad_()
+        error = released(observation, point, None) - observation.flat_gradient()
+        misfit = error.abs().sum() / scale
+        torch.testing.assert_close(normal.value[index], misfit.detach())
+        (slope,) = torch.autograd.grad(misfit, point)
+        torch.testing.assert_close(normal.gradient[index], slope)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x: released(observation, x, None), point
+        )
+        torch.testing.assert_close(normal.hessian[index], jacobian.T @ jacobian / scale**2)

@@ -15,6 +15,8 @@ COMPOSED = [
     "dp-sgd=1.0+topk=0.1+quantize=8+secagg=2",
     "clip=1.0+gaussian=0.1+secagg=4",
     "topk=0.01+clip=1.0+quantize=4",
+    "layer-clip=0.1+laplace=0.01+randk=0.1+quantize=8+secagg=2",
+    "clip=1.0+adaptive-gaussian=1.0",
 ]
 
 

@@ -24,6 +24,8 @@ COMPOSED = (
     "gaussian=0.01+topk=0.2",
     "dp-sgd=0.1+topk=0.1+quantize=4",
     "clip=0.5+gaussian=0.01+secagg=2",
+    "layer-clip=0.1+laplace=0.01+secagg=2",
+    "adaptive-gaussian=1.0+randk=0.3+quantize=4",
 )
 
 

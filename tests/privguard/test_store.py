@@ -100,6 +100,19 @@ def test_a_store_of_version_1_is_read_as_it_is_and_upgraded_by_its_writer(tmp_pa
     assert Store.open(directory).attacks() == [expected, simulator]
 
 
+def test_a_record_older_than_the_client_times_is_read(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "run")
+    store.put(record(), [])
+    store.close()
+    connection = sqlite3.connect(tmp_path / "run" / "records.sqlite")
+    old = record().model_dump_json(exclude={"client_seconds", "plain_client_seconds"})
+    connection.execute("UPDATE cells SET record = ?", (old,))
+    connection.commit()
+    (cell,) = Store.open(tmp_path / "run").cells()
+    assert cell.client_seconds is None
+    assert cell.state == "ok"
+
+
 def test_captures_survive_a_round_trip_and_damage_is_one_line(tmp_path: Path) -> None:
     files = RunFiles(tmp_path)
     files.save_captures("a", {"x": torch.arange(3)}, {"round": 7})

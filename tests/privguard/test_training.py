@@ -77,6 +77,10 @@ def test_a_resumed_cell_ends_where_an_unbroken_one_does(name: str) -> None:
     assert 0 < resumed.round < cell.budget.rounds
     resumed.run()
     assert_same(unbroken, resumed)
+    for training in (unbroken, resumed):
+        costs = training.federation.costs
+        assert len(costs) == len(training.captures.captures)
+        assert all(cost.defended > 0 and cost.plain > 0 for cost in costs)
 
 
 def test_another_seed_gives_other_numbers_and_another_key() -> None:
@@ -182,7 +186,7 @@ def test_captures_state_the_clipping_norm_of_their_moment() -> None:
     for capture in captures.captures:
         norms.append(capture.defense["probe"][0]["clip_norm"])
         observation = audit.observe(capture, capture.releases["probe"][0], "probe")
-        assert observation.channel.clip == norms[-1]
+        assert [clip.limit for clip in observation.channel.clips] == norms[-1:]
     assert len(set(norms)) == len(norms) > 1
 
 

@@ -114,6 +114,8 @@ def cell(
         ),
         train_seconds=300.0,
         bytes_per_round=400_000,
+        client_seconds=0.006 if defense == "none" else 0.012,
+        plain_client_seconds=0.006,
         versions={"torch": "2.13", "gymnasium": "1.4.0"},
         finished_at=f"2025-01-01T0{seed}:00:00Z",
     )

@@ -197,3 +197,29 @@ def test_another_table_is_refused(tmp_path):
     path.write_text(",".join(COLUMNS) + "\n" + "x," * (len(COLUMNS) - 1) + "\n")
     with pytest.raises(ValueError, match="line 2"):
         read_frontier_csv(path)
+
+
+def test_client_time_is_relative_to_the_plain_gradients_of_the_same_rounds():
+    cells = [
+        cell("gaussian", 0.1, seed=seed).model_copy(
+            update={"client_seconds": own, "plain_client_seconds": plain}
+        )
+        for seed, own, plain in ((0, 0.02, 0.01), (1, 0.09, 0.03), (2, None, None))
+    ]
+    (row,) = frontier_rows(cells, [])
+    assert row.client_seconds_ratio == pytest.approx(2.5)
+    assert row.client_seconds_per_round == pytest.approx((0.02 + 0.09) / 2 / 4)
+    assert row.bytes_per_round == 400_000
+    (old,) = frontier_rows(cells[2:], [])
+    assert old.client_seconds_ratio is None
+
+
+def test_a_table_older_than_the_client_times_is_read(tmp_path):
+    rows = frontier_rows([cell()], [])
+    path = tmp_path / "frontier.csv"
+    write_frontier_csv(path, rows)
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"{line.rsplit(',', 2)[0]}\n" for line in lines))
+    (again,) = read_frontier_csv(path)
+    assert again.client_seconds_ratio is None
+    assert again.bytes_per_round == rows[0].bytes_per_round
