@@ -242,6 +242,10 @@ def predict(
         float, typer.Option(help="Wanted floor, as a share of the prior's variance, 0 to 1.")
     ] = 0.5,
     clip: Annotated[float, typer.Option(help="Clipping norm of dp-sgd.")] = 1.0,
+    releases: Annotated[
+        int,
+        typer.Option(help="Rounds in which the same record takes part, all kept by the server."),
+    ] = 1,
     run: Annotated[
         Path | None,
         typer.Option(help="Use the trained undefended networks of this run's captures."),
@@ -252,7 +256,7 @@ def predict(
     """Limits of every attack against Gaussian noise, in seconds, without training."""
     from privguard.queries import predict_command
 
-    predict_command(env, obs, batch_size, share, clip, run, seed, as_json)
+    predict_command(env, obs, batch_size, share, clip, releases, run, seed, as_json)
 
 
 @app.command(epilog="Example: `privguard check my_package.my_defense:shuffle`")

@@ -6,6 +6,7 @@ linearisation of clean gradients gives the floor of every noise level.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,8 @@ class Prediction(BaseModel):
     env: str
     networks: str
     batch_size: int
+    releases: int
+    """How many releases of the same record the server puts together."""
     probes: int
     gradient_norm: float
     """Median norm of the probes' clean gradients."""
@@ -118,8 +121,17 @@ def predict(
     share: float,
     clip_norm: float,
     networks: str,
+    releases: int = 1,
 ) -> Prediction:
     """The limits under Gaussian noise of any size on these clean captures.
+
+    Args:
+        captured: cells and their captures, as of ``fresh_captures`` or ``run_captures``.
+        share: the floor that is asked for, in prior variances, between 0 and 1.
+        clip_norm: of dp-sgd, above 0.
+        networks: what to call the networks.
+        releases: rounds in which a record takes part. Information of independent noise adds up, so
+            this is the noise of one release divided by its root.
 
     Raises:
         BadInput: the environment has discrete actions or layers that are not dense.
@@ -141,18 +153,20 @@ def predict(
         for capture in audit.captures.captures
         for probe in capture.releases["probe"]
     ]
-    clipped_std = _crossing(clipped, share)
+    together = math.sqrt(releases)
+    clipped_std = _crossing(clipped, share, together)
     return Prediction(
         env=cell.env,
         networks=networks,
         batch_size=cell.probe_batch_size,
+        releases=releases,
         probes=len(norms),
         gradient_norm=float(np.median(norms)),
         share=share,
-        gaussian=[_point(plain, std, prior) for std in NOISE],
-        gaussian_std=_crossing(plain, share),
+        gaussian=[_point(plain, std, prior, together) for std in NOISE],
+        gaussian_std=_crossing(plain, share, together),
         clip_norm=clip_norm,
-        clipped=[_point(clipped, std, prior) for std in NOISE],
+        clipped=[_point(clipped, std, prior, together) for std in NOISE],
         noise_multiplier=(
             None if clipped_std is None else clipped_std * cell.probe_batch_size / clip_norm
         ),
@@ -163,7 +177,8 @@ def render(prediction: Prediction) -> str:
     """The prediction as text for a terminal."""
     lines = [
         f"{prediction.env}, {prediction.networks}: {prediction.probes} clean probes of batch "
-        f"{prediction.batch_size}, gradient norm {prediction.gradient_norm:.3g}",
+        f"{prediction.batch_size}, gradient norm {prediction.gradient_norm:.3g}"
+        + (f"; each in {prediction.releases} releases" if prediction.releases > 1 else ""),
         "",
         f"{'':>10}{'Gaussian noise':^30}{f'clipped to {prediction.clip_norm:g}, then noise':^30}",
         f"{'noise std':>10}" + f"{'floor':>10}{'accuracy':>10}{'leakage':>10}" * 2,
@@ -223,25 +238,31 @@ def _floor(information: Sequence[RecordInformation], std: float) -> float:
     return float(np.mean(np.concatenate([i.floor(1 / std**2).numpy() for i in information])))
 
 
-def _point(information: Sequence[RecordInformation], std: float, prior: float) -> Point:
+def _point(
+    information: Sequence[RecordInformation], std: float, prior: float, together: float
+) -> Point:
+    """At noise ``std`` on each release, of as many as make it ``together`` times smaller."""
+    releases = (together / std) ** 2
     accuracy = float(
         np.mean(
-            np.concatenate([i.expected_accuracy(releases=1 / std**2).numpy() for i in information])
+            np.concatenate([i.expected_accuracy(releases=releases).numpy() for i in information])
         )
     )
     return Point(
         noise_std=std,
-        floor_nmse=_floor(information, std),
+        floor_nmse=_floor(information, std / together),
         accuracy=accuracy,
         leakage=leakage(accuracy, prior) or 0.0,
     )
 
 
-def _crossing(information: Sequence[RecordInformation], share: float) -> float | None:
+def _crossing(
+    information: Sequence[RecordInformation], share: float, together: float
+) -> float | None:
     """The noise at which the mean floor is ``share`` of the prior's variance."""
 
     def excess(log_std: float) -> float:
-        return _floor(information, float(np.exp(log_std))) - share
+        return _floor(information, float(np.exp(log_std)) / together) - share
 
     low, high = np.log(NOISE[0]), np.log(NOISE[-1])
     if excess(low) > 0 or excess(high) < 0:

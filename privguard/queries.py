@@ -50,6 +50,7 @@ def predict_command(
     batch_size: int,
     share: float,
     clip: float,
+    releases: int,
     run: Path | None,
     seed: int,
     as_json: bool,
@@ -57,6 +58,7 @@ def predict_command(
     """Prints the limits of attacks on clean captures, fresh ones or those of a run."""
     environment_spec(env)
     positive("--batch-size", batch_size)
+    positive("--releases", releases)
     if not 0 < share < 1:
         raise BadInput(f"--share {share:g}: must be between 0 and 1")
     if not (math.isfinite(clip) and clip > 0):
@@ -78,7 +80,7 @@ def predict_command(
             )
         captured = run_captures(run, spec.cells())
         networks = f"networks of {run}"
-    found = predict(captured, share=share, clip_norm=clip, networks=networks)
+    found = predict(captured, share=share, clip_norm=clip, networks=networks, releases=releases)
     print(json.dumps(found.model_dump(), indent=2) if as_json else render(found))
 
 

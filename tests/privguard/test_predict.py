@@ -31,6 +31,16 @@ def test_floors_rise_and_accuracy_falls_with_noise(hopper: Prediction) -> None:
         assert curve[-1].floor_nmse == pytest.approx(1.0, abs=0.02)
 
 
+def test_releases_that_are_kept_add_up(hopper: Prediction) -> None:
+    captured = [fresh_captures("hopper", "default", 1, seed=0)]
+    kept = predict(captured, share=0.5, clip_norm=1.0, networks="untrained networks", releases=100)
+    assert hopper.gaussian_std is not None
+    assert kept.gaussian_std == pytest.approx(10 * hopper.gaussian_std, rel=0.01)
+    # Two steps of the table are a factor of ten in the noise.
+    for once, hundredfold in zip(hopper.gaussian, kept.gaussian[2:], strict=False):
+        assert hundredfold.floor_nmse == pytest.approx(once.floor_nmse, rel=1e-3, abs=1e-6)
+
+
 def test_the_crossing_has_the_wanted_floor(hopper: Prediction) -> None:
     assert hopper.gaussian_std is not None
     below = [p for p in hopper.gaussian if p.noise_std < hopper.gaussian_std]
@@ -71,6 +81,7 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
         "batch_size": 1,
         "share": 0.5,
         "clip": 1.0,
+        "releases": 1,
         "run": None,
         "seed": 0,
         "as_json": False,
@@ -81,4 +92,4 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
 
 def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput):
-        predict_command("hopper", "default", 1, 0.5, 1.0, tmp_path, 0, False)
+        predict_command("hopper", "default", 1, 0.5, 1.0, 1, tmp_path, 0, False)
