@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-RESCALING = frozenset({"clip", "dp-sgd"})
+RESCALING = frozenset({"clip", "dp-sgd", "distributed-dp"})
 ZEROING = frozenset({"topk"})
-GAUSSIAN = frozenset({"gaussian", "dp-sgd", "clip", "secagg"})
+SUMMING = frozenset({"secagg", "distributed-dp", "he"})
+"""The server sees the mean over several clients only."""
+GAUSSIAN = frozenset({"gaussian", "dp-sgd", "clip"}) | SUMMING
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,31 @@ class Channel:
             _name(mechanism)
 
     @classmethod
-    def from_description(cls, description: Sequence[Mapping[str, Any]]) -> Channel:
+    def from_description(
+        cls, description: Sequence[Mapping[str, Any]], clients: int | None = None
+    ) -> Channel:
         """Builds the channel from what a defence says of itself.
 
         A mechanism may state ``noise_std``, the noise that it adds to one client's gradient;
-        independent noises add in variance. ``secagg`` states ``clients`` k: the server sees the
-        mean of k clients, so the noise before it shrinks by sqrt(k).
+        independent noises add in variance. ``secagg`` and its like state ``clients`` k: the server
+        sees the mean of k clients, so the noise of each shrinks by sqrt(k).
+
+        Args:
+            description: one plain mapping a mechanism, in the order of application.
+            clients: those behind this release, which is fewer than stated where some dropped out.
         """
         variance = 0.0
+        mechanisms = []
         for mechanism in description:
             variance += _check_std(mechanism.get("noise_std", 0.0)) ** 2
-            if _name(mechanism) == "secagg":
-                clients = mechanism.get("clients")
-                if not isinstance(clients, int) or clients < 1:
-                    raise ValueError(f"secagg needs clients >= 1, got {clients!r}")
-                variance /= clients
-        return cls(math.sqrt(variance), tuple(dict(m) for m in description))
+            if _name(mechanism) in SUMMING:
+                summed = mechanism.get("clients") if clients is None else clients
+                if not isinstance(summed, int) or summed < 1:
+                    raise ValueError(f"{_name(mechanism)} needs clients >= 1, got {summed!r}")
+                variance /= summed
+                mechanism = {**mechanism, "clients": summed}
+            mechanisms.append(dict(mechanism))
+        return cls(math.sqrt(variance), tuple(mechanisms))
 
     @property
     def scale_unknown(self) -> bool:
@@ -61,8 +72,8 @@ class Channel:
     def clip(self) -> float | None:
         """Smallest norm that each record's gradient is scaled down to; None without clipping.
 
-        ``clip`` acts on the whole gradient (see ``clips_sum``), which is a record's at batch size
-        one alone.
+        ``clip`` and ``distributed-dp`` act on the whole gradient (see ``clips_sum``), which
+        is a record's at batch size one alone.
         """
         limits = [
             float(m[key])
@@ -80,7 +91,12 @@ class Channel:
     @property
     def clips_sum(self) -> bool:
         """Whether a mean over records may have been scaled down as a whole."""
-        return any(_name(m) == "clip" for m in self.mechanisms)
+        return any(_name(m) in {"clip", "distributed-dp"} for m in self.mechanisms)
+
+    @property
+    def sums(self) -> bool:
+        """Whether the received gradient is a mean over several clients."""
+        return any(_name(m) in SUMMING for m in self.mechanisms)
 
     @property
     def quantization_steps(self) -> int | None:

@@ -39,7 +39,7 @@ class ChannelSimulation:
         self._sizes = list(sizes)
 
     def draw(self, gradients: Tensor, generator: torch.Generator) -> Tensor:
-        """(n, P) to one random release each; under ``secagg`` of k clients to (n / k, P).
+        """(n, P) to one random release each; under a sum of k clients to (n / k, P).
 
         There, k rows that follow each other are the clients of one sum.
         """
@@ -126,6 +126,13 @@ def _secagg(
     return releases.unflatten(0, (-1, mechanism["clients"])).mean(dim=1)
 
 
+def _distributed_dp(
+    releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """The mean over groups of clipped gradients, each with its share of the noise."""
+    return _secagg(_dp_sgd(releases, mechanism, sizes, generator), mechanism, sizes, generator)
+
+
 def clipped(releases: Tensor, limit: float) -> Tensor:
     """Rows (n, P), scaled down to norm ``limit`` where they are longer."""
     norm = releases.norm(dim=1, keepdim=True).clamp_min(torch.finfo(releases.dtype).tiny)
@@ -143,6 +150,13 @@ _STEPS: dict[str, Step] = {
     "quantize": _quantize,
     "topk": _topk,
     "secagg": _secagg,
+    "he": _secagg,
+    "distributed-dp": _distributed_dp,
 }
 
-_SHAPING: dict[str, Step] = {"clip": _clip, "dp-sgd": _clip_record, "topk": _topk}
+_SHAPING: dict[str, Step] = {
+    "clip": _clip,
+    "dp-sgd": _clip_record,
+    "distributed-dp": _clip_record,
+    "topk": _topk,
+}

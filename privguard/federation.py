@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attacks.transitions import Transitions
+from defenses.aggregation import ThresholdError
 from privguard.agents import Agent
 from privguard.local_updates import local_updates
 from privguard.replay import Replay, stack
@@ -148,6 +149,8 @@ class Federation:
             self.agent.shared, clients=len(clients), batch_size=batch_size, generator=generator
         )
         self.memory = self.session.new_memory()
+        self.void_rounds = 0
+        """Rounds without a step, since too many clients dropped out to open any sum."""
         self.captured_rows: set[tuple[int, int]] = set()
         """(client, replay row) of every captured record, so that no prior is fitted on a target."""
         self.accountants = [defense.accountant() for _ in clients]
@@ -171,6 +174,7 @@ class Federation:
         A defence that only adds to the summed gradient is applied to the stacked minibatches of all
         clients at once, equal in distribution and several times cheaper; where releases are
         captured, or clients take several local steps, every client computes and defends its own.
+        If no sum can be opened, the round is void: the server keeps its weights.
         """
         indices = [self._minibatches(client) for client in self.clients]
         batch, owner = stack([client.replay for client in self.clients], indices)
@@ -181,15 +185,20 @@ class Federation:
             self.server.step(self.session.mean_release(self._losses(batch), owner), progress)
             self.session.end_round()
             return []
-        aggregate = self.session.aggregate(
-            self._defended(batch, owner, self.batch_size, self.local_steps, self.memory)
-        )
+        defended = self._defended(batch, owner, self.batch_size, self.local_steps, self.memory)
+        try:
+            aggregate = self.session.aggregate(defended) if capture else None
+            mean = self.session.aggregate_mean(defended) if aggregate is None else aggregate.mean
+        except ThresholdError:
+            self.void_rounds += 1
+            self.session.end_round()
+            return []
         captured: list[Release] = []
-        if capture:
+        if aggregate is not None:
             self._remember(indices)
             undefended = self._undefended(batch, owner, self.batch_size, self.local_steps)
             captured = self._releases(aggregate, undefended, batch, owner)
-        self.server.step(aggregate.mean, progress)
+        self.server.step(mean, progress)
         self.session.end_round()
         return captured
 
@@ -198,7 +207,7 @@ class Federation:
 
         With local steps every step goes over the same batch, so that no more than ``batch_size``
         records are unknown: the worst case. Error-feedback memory is left out: the residual of
-        other rounds would only hide the record.
+        other rounds would only hide the record. Nothing comes back if no sum could be opened.
         """
         indices = [
             rng.choice(client.replay.size, size=batch_size, replace=False)
@@ -208,7 +217,11 @@ class Federation:
         batch, owner = stack([client.replay for client in self.clients], indices)
         undefended = self._undefended(batch, owner, batch_size, 1)
         releases = self._defended(batch, owner, batch_size, 1, None)
-        return self._releases(self.session.aggregate(releases), undefended, batch, owner)
+        try:
+            aggregate = self.session.aggregate(releases)
+        except ThresholdError:
+            return []
+        return self._releases(aggregate, undefended, batch, owner)
 
     def _minibatches(self, client: Client) -> np.ndarray:
         """Replay rows of the minibatches of all local steps, one after the other."""

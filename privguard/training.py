@@ -175,6 +175,7 @@ class CellTraining:
                 "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
                 "captures": plain,
                 "captured_rows": sorted(federation.captured_rows),
+                "void_rounds": federation.void_rounds,
                 "probe_rng": self.probe_rng.bit_generator.state,
                 "defense": federation.session.state(),
                 "accountants": [a.state() if a else None for a in federation.accountants],
@@ -202,6 +203,7 @@ class CellTraining:
         self.probe_rng.bit_generator.state = plain["probe_rng"]
         federation.captured_rows = {(client, row) for client, row in plain["captured_rows"]}
         federation.session.load_state(plain["defense"])
+        federation.void_rounds = plain["void_rounds"]
         if federation.memory is not None:
             federation.memory.copy_(tensors["memory"])
         _restore_adam(federation.server.optimizer, tensors)
