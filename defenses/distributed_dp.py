@@ -65,7 +65,8 @@ class DistributedDP:
         sensitivity is ``clip`` on the sum.
 
     Edge cases: noise multiplier 0 only clips (epsilon infinite); a non-finite release counts as
-    zeros.
+    zeros; a share of noise below about ``clip`` times clients / 2^29 does not fit into the words
+    beside a release and is refused.
 
     Raises:
         DefenseError: an option is out of range.

@@ -119,7 +119,10 @@ class SecureAggregation:
         )
 
     def payload(self, payload: Payload, parameters: int, tensors: int) -> Payload:
-        """One ring word per coordinate: masks hide zeros and codes, so nothing is left out."""
+        """One ring word per coordinate: masks hide zeros and codes, so nothing is left out.
+
+        Keys and shares, about 200 bytes for each other client of the group, are not counted.
+        """
         return Payload(parameters, bits=RING_BITS)
 
 
