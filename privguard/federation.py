@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from defenses.pipeline import Defense
     from defenses.session import Session
 
+_PROBE_ATTEMPTS = 20
+
 
 class Client:
     """One client: its own environment copy, replay and random streams."""
@@ -207,7 +209,8 @@ class Federation:
 
         With local steps every step goes over the same batch, so that no more than ``batch_size``
         records are unknown: the worst case. Error-feedback memory is left out: the residual of
-        other rounds would only hide the record. Nothing comes back if no sum could be opened.
+        other rounds would only hide the record. Clients that send these releases try again when too
+        many drop out; nothing comes back if no sum opens in ``_PROBE_ATTEMPTS``.
         """
         indices = [
             rng.choice(client.replay.size, size=batch_size, replace=False)
@@ -217,11 +220,13 @@ class Federation:
         batch, owner = stack([client.replay for client in self.clients], indices)
         undefended = self._undefended(batch, owner, batch_size, 1)
         releases = self._defended(batch, owner, batch_size, 1, None)
-        try:
-            aggregate = self.session.aggregate(releases)
-        except ThresholdError:
-            return []
-        return self._releases(aggregate, undefended, batch, owner)
+        for _ in range(_PROBE_ATTEMPTS):
+            try:
+                aggregate = self.session.aggregate(releases)
+            except ThresholdError:
+                continue
+            return self._releases(aggregate, undefended, batch, owner)
+        return []
 
     def _minibatches(self, client: Client) -> np.ndarray:
         """Replay rows of the minibatches of all local steps, one after the other."""
