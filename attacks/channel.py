@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-RESCALING = frozenset({"clip", "layer-clip", "dp-sgd", "randk"})
+RESCALING = frozenset({"clip", "layer-clip", "dp-sgd", "randk", "distributed-dp"})
 ZEROING = frozenset({"topk", "randk"})
-CLIPPING = frozenset({"clip", "layer-clip"})
-NOISY = frozenset({"gaussian", "laplace", "dp-sgd", "adaptive-gaussian"})
-REGULAR = NOISY | CLIPPING | {"randk", "secagg"}
+CLIPPING = frozenset({"clip", "layer-clip", "distributed-dp"})
+SUMMING = frozenset({"secagg", "distributed-dp", "he"})
+"""The server sees the mean over several clients only."""
+NOISY = frozenset({"gaussian", "laplace", "dp-sgd", "adaptive-gaussian", "distributed-dp"})
+REGULAR = NOISY | CLIPPING | SUMMING | {"randk"}
 """Mechanisms after which the received gradient has a Fisher information that we can write down."""
 
 
@@ -48,22 +50,31 @@ class Channel:
             _name(mechanism)
 
     @classmethod
-    def from_description(cls, description: Sequence[Mapping[str, Any]]) -> Channel:
+    def from_description(
+        cls, description: Sequence[Mapping[str, Any]], clients: int | None = None
+    ) -> Channel:
         """Builds the channel from what a defence says of itself.
 
         A mechanism may state ``noise_std``, the noise that it adds to one client's gradient;
-        independent noises add in variance. ``secagg`` states ``clients`` k: the server sees the
-        mean of k clients, so the noise before it shrinks by sqrt(k).
+        independent noises add in variance. ``secagg`` and its like state ``clients`` k: the server
+        sees the mean of k clients, so the noise of each shrinks by sqrt(k).
+
+        Args:
+            description: one plain mapping a mechanism, in the order of application.
+            clients: those behind this release, which is fewer than stated where some dropped out.
         """
         variance = 0.0
+        mechanisms = []
         for mechanism in description:
             variance += _check_std(mechanism.get("noise_std", 0.0)) ** 2
-            if _name(mechanism) == "secagg":
-                clients = mechanism.get("clients")
-                if not isinstance(clients, int) or clients < 1:
-                    raise ValueError(f"secagg needs clients >= 1, got {clients!r}")
-                variance /= clients
-        return cls(math.sqrt(variance), tuple(dict(m) for m in description))
+            if _name(mechanism) in SUMMING:
+                summed = mechanism.get("clients") if clients is None else clients
+                if not isinstance(summed, int) or summed < 1:
+                    raise ValueError(f"{_name(mechanism)} needs clients >= 1, got {summed!r}")
+                variance /= summed
+                mechanism = {**mechanism, "clients": summed}
+            mechanisms.append(dict(mechanism))
+        return cls(math.sqrt(variance), tuple(mechanisms))
 
     @property
     def scale_unknown(self) -> bool:
@@ -74,15 +85,16 @@ class Channel:
     def clips(self) -> tuple[Clipping, ...]:
         """The clippings in their order.
 
-        ``clip`` and ``layer-clip`` act on the whole gradient (see ``clips_sum``), which is a
-        record's at batch size one alone.
+        ``clip``, ``layer-clip`` and ``distributed-dp`` act on the whole gradient (see
+        ``clips_sum``), which is a record's at batch size one alone.
         """
-        found = []
-        for mechanism in self.mechanisms:
-            key = _LIMITS.get(_name(mechanism))
-            if key is not None and key in mechanism:
-                found.append(Clipping(float(mechanism[key]), key == "tensor_norm"))
-        return tuple(found)
+        return tuple(
+            Clipping(float(mechanism[key]), per_tensor)
+            for mechanism in self.mechanisms
+            if _name(mechanism) in RESCALING
+            for key, per_tensor in _LIMITS.items()
+            if key in mechanism
+        )
 
     @property
     def random(self) -> bool:
@@ -102,6 +114,11 @@ class Channel:
         return any(name in CLIPPING for name in names[first:])
 
     @property
+    def sums(self) -> bool:
+        """Whether the received gradient is a mean over several clients."""
+        return any(_name(m) in SUMMING for m in self.mechanisms)
+
+    @property
     def quantization_steps(self) -> int | None:
         """Intervals of the coarsest rounding grid between -max and +max of a tensor, if any."""
         points = [int(m["points"]) for m in self.mechanisms if _name(m) == "quantize"]
@@ -117,7 +134,7 @@ class Channel:
     def laplace(self) -> bool:
         """Whether Laplace noise is all that is random about the received gradient."""
         random = [m for m in self.mechanisms if _name(m) in NOISY or "points" in m]
-        sums = any(_name(m) == "secagg" and m["clients"] > 1 for m in self.mechanisms)
+        sums = any(_name(m) in SUMMING and m["clients"] > 1 for m in self.mechanisms)
         return [_name(m) for m in random] == ["laplace"] and self.noise_std > 0 and not sums
 
     @property
@@ -134,7 +151,7 @@ class Channel:
         for mechanism in self.mechanisms:
             key = "scale" if _name(mechanism) == "laplace" else "noise_std"
             variance += float(mechanism.get(key, 0.0)) ** 2
-            if _name(mechanism) == "secagg":
+            if _name(mechanism) in SUMMING:
                 variance /= mechanism["clients"]
         return math.sqrt(variance)
 
@@ -157,10 +174,10 @@ class Channel:
                 or (name in CLIPPING and (noisy or bool(before & ZEROING)))
                 or (name == "adaptive-gaussian" and noisy)
                 or "adaptive-gaussian" in before
-                or (name == "secagg" and bool(before & ZEROING))
+                or (name in SUMMING and bool(before & ZEROING))
             )
             if breaks:
-                if not noisy or any(_name(m) == "secagg" for m in self.mechanisms[place:]):
+                if not noisy or any(_name(m) in SUMMING for m in self.mechanisms[place:]):
                     return None
                 # Rounding may have added zeros to those that were not sent.
                 kept = list(takewhile(lambda m: _name(m) != "randk", kept))
@@ -196,7 +213,8 @@ class Channel:
         return "+".join(parts)
 
 
-_LIMITS = {"clip": "norm", "dp-sgd": "clip_norm", "layer-clip": "tensor_norm"}
+_LIMITS = {"norm": False, "clip_norm": False, "tensor_norm": True}
+"""Keys of clipping norms, and whether they hold for each tensor by itself."""
 
 
 def _name(mechanism: Mapping[str, Any]) -> str:

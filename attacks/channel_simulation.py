@@ -39,7 +39,7 @@ class ChannelSimulation:
         self._sizes = list(sizes)
 
     def draw(self, gradients: Tensor, generator: torch.Generator) -> Tensor:
-        """(n, P) to one random release each; under ``secagg`` of k clients to (n / k, P).
+        """(n, P) to one random release each; under a sum of k clients to (n / k, P).
 
         There, k rows that follow each other are the clients of one sum.
         """
@@ -103,6 +103,8 @@ def _clip(
 def _clip_record(
     releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
 ) -> Tensor:
+    if "tensor_norm" in mechanism:
+        return _layer_clip(releases, mechanism, sizes, generator)
     return clipped(releases, mechanism["clip_norm"])
 
 
@@ -162,6 +164,13 @@ def _secagg(
     return releases.unflatten(0, (-1, mechanism["clients"])).mean(dim=1)
 
 
+def _distributed_dp(
+    releases: Tensor, mechanism: Mechanism, sizes: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """The mean over groups of clipped gradients, each with its share of the noise."""
+    return _secagg(_dp_sgd(releases, mechanism, sizes, generator), mechanism, sizes, generator)
+
+
 def clipped(releases: Tensor, limit: float) -> Tensor:
     """Rows (n, P), scaled down to norm ``limit`` where they are longer."""
     norm = releases.norm(dim=1, keepdim=True).clamp_min(torch.finfo(releases.dtype).tiny)
@@ -194,11 +203,14 @@ _STEPS: dict[str, Step] = {
     "topk": _topk,
     "randk": _randk,
     "secagg": _secagg,
+    "he": _secagg,
+    "distributed-dp": _distributed_dp,
 }
 
 _SHAPING: dict[str, Step] = {
     "clip": _clip,
     "layer-clip": _layer_clip,
     "dp-sgd": _clip_record,
+    "distributed-dp": _clip_record,
     "topk": _topk,
 }

@@ -68,7 +68,7 @@ class Learned(Attack):
             return (
                 f"the regression answers for one record, the release mixes {observation.batch_size}"
             )
-        if any(m["mechanism"] == "secagg" for m in observation.channel.mechanisms):
+        if observation.channel.sums:
             return "the release is a sum over clients, the regression answers for one record"
         if not_simulated(observation.channel):
             return not_simulated(observation.channel)

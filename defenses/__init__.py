@@ -9,8 +9,8 @@ Works on any torch module and any per-sample loss::
 
 A pipeline has three stages, each optional: one **per-sample** stage (``dp-sgd``), any number of
 **transforms** of a client's mean gradient (``gaussian``, ``laplace``, ``clip``, ``layer-clip``,
-``quantize``, ``topk``, ``randk``, ...) and one **aggregation** (plain or ``secagg``). Importing
-this package does not import torch.
+``quantize``, ``topk``, ``randk``, ...) and one **aggregation** (plain, ``secagg``,
+``distributed-dp`` or ``he``). Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from defenses.registry import (
 
 if TYPE_CHECKING:
     from defenses.accounting import Accountant
-    from defenses.aggregation import Aggregate, View
+    from defenses.aggregation import Aggregate, ThresholdError, View
+    from defenses.client_accounting import ClientAccountant
     from defenses.conformance import ConformanceError, check_defense
     from defenses.layout import Layout
     from defenses.pipeline import Defense, parse
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Accountant",
     "Aggregate",
+    "ClientAccountant",
     "ConformanceError",
     "Defense",
     "DefenseError",
     "DefenseInfo",
     "Layout",
     "Session",
+    "ThresholdError",
     "View",
     "available_defenses",
     "check_defense",
@@ -54,6 +57,8 @@ __all__ = [
 _LAZY = {
     "Accountant": "accounting",
     "Aggregate": "aggregation",
+    "ThresholdError": "aggregation",
+    "ClientAccountant": "client_accounting",
     "View": "aggregation",
     "ConformanceError": "conformance",
     "check_defense": "conformance",

@@ -29,6 +29,8 @@ class Accountant:
     Edge cases: no round yet gives epsilon 0; noise multiplier 0 gives infinity.
     """
 
+    unit = "transition (add or remove one), one client"
+
     def __init__(self, noise_multiplier: float, factor: float = 1.0) -> None:
         """An accountant with no round yet.
 
@@ -64,6 +66,10 @@ class Accountant:
             raise ValueError(f"sample rate must be in (0, 1], not {sample_rate}")
         at = self._noise_now(), round_up(sample_rate)
         self._counts[at] = self._counts.get(at, 0) + 1
+
+    def delta(self, records: int) -> float:
+        """The delta to state epsilon at: 1 / ``records``, of the client with the fewest."""
+        return 1 / records
 
     def epsilon(self, delta: float) -> float:
         """The epsilon spent so far at ``delta`` in (0, 1).

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from defenses.accounting import Accountant
+from defenses.client_accounting import ClientAccountant
 from defenses.registry import DefenseError
 
 _SMALLEST, _LARGEST = 0.05, 1e4
@@ -23,7 +24,7 @@ def noise_multiplier_for(
     epsilon: float,
     delta: float,
     rates: Iterable[float],
-    accountant: Callable[[float], Accountant] = Accountant,
+    accountant: Callable[[float], Accountant | ClientAccountant] = Accountant,
 ) -> float:
     """The smallest noise multiplier that keeps a client's planned rounds within ``epsilon``.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from defenses.aggregation import Aggregate, ThresholdError
 from defenses.pipeline import Defense, parse
 from defenses.registry import get_defense_info
 from defenses.session import Session
@@ -52,7 +53,8 @@ def check_defense(text: str) -> None:
 
     Checked: plain-data description; shapes and finiteness; reproducibility from the generator and
     no use of the global one; an untouched module; the memory of error feedback; empty minibatches;
-    ``mean_release`` against ``release`` if additive; aggregation; a clean close.
+    ``mean_release`` against ``release`` if additive; aggregation, in full and as a mean alone; a
+    clean close.
 
     Raises:
         DefenseError: the text is no defence.
@@ -107,7 +109,7 @@ def _bind(defense: Defense, case: _Case, seed: int = 0) -> Session:
 
 
 def _describes_itself(defense: Defense) -> Iterator[str]:
-    described = defense.describe(batch_size=BATCH_SIZE)
+    described = defense.describe(batch_size=BATCH_SIZE, clients=CLIENTS)
     if json.loads(json.dumps(described, allow_nan=False)) != described:
         yield "describe() is not plain data that survives JSON"
     for entry in described:
@@ -143,7 +145,8 @@ def _is_reproducible(defense: Defense) -> Iterator[str]:
     def draw(seed: int) -> Tensor:
         case = _case()
         with _bind(defense, case, seed) as session:
-            return session.aggregate(session.release(case.losses, case.owner)).mean
+            aggregate = _opened(session, session.release(case.losses, case.owner))
+            return torch.zeros(0) if aggregate is None else aggregate.mean
 
     before = torch.get_rng_state()
     first, second = draw(0), draw(0)
@@ -225,20 +228,66 @@ def _mean_matches_releases(defense: Defense) -> Iterator[str]:
 
 
 def _aggregates(defense: Defense) -> Iterator[str]:
+    stated = {} if defense.aggregation is None else defense.describe(clients=CLIENTS)[-1]
     case = _case()
     with _bind(defense, case) as session:
         releases = session.release(case.losses, case.owner)
-        aggregate = session.aggregate(releases)
-    tolerance = 1e-5 * releases.abs().max().item() + 1e-7
-    if not torch.allclose(aggregate.mean, releases.mean(0), rtol=0, atol=tolerance):
-        yield "the aggregate's mean is not the mean of the releases"
+        # Within the norm that the aggregation clips to, so that clipping changes nothing.
+        longest = torch.linalg.vector_norm(releases, dim=1).max().item()
+        releases *= min(1.0, 0.99 * stated.get("clip_norm", math.inf) / longest)
+        aggregate = _opened(session, releases)
+        bound = session.error_bound
+    if aggregate is None:
+        yield f"no sum opened in {REPEATS} rounds"
+        return
+    rounding = 1e-6 * releases.abs().max().item() + 1e-7
+
+    def too_far(mean: Tensor, expected: Tensor, members: int) -> bool:
+        noise = 6 * stated.get("noise_std", 0.0) / math.sqrt(members)
+        return not torch.allclose(mean, expected, rtol=0, atol=rounding + bound + noise)
+
     members = sorted(member for view in aggregate.views for member in view.members)
-    if members != list(range(CLIENTS)):
+    if not set(members) <= set(range(CLIENTS)) or len(set(members)) < len(members):
         yield f"views cover the clients {members}"
+    if len(members) < CLIENTS and not stated.get("dropout"):
+        yield f"views cover the clients {members} only, though none drops out"
+    if too_far(aggregate.mean, releases[members].mean(0), len(members)):
+        yield "the aggregate's mean is not the mean of the releases"
     for view in aggregate.views:
-        mean = releases[list(view.members)].mean(0)
-        if not torch.allclose(view.mean, mean, rtol=0, atol=tolerance):
+        if too_far(view.mean, releases[list(view.members)].mean(0), len(view.members)):
             yield f"the view of clients {view.members} is not their mean"
+
+
+def _opened(session: Session, releases: Tensor) -> Aggregate | None:
+    """The first aggregate of a round in which enough clients answer."""
+    for _ in range(REPEATS):
+        try:
+            return session.aggregate(releases)
+        except ThresholdError:
+            continue
+    return None
+
+
+def _mean_is_the_aggregates(defense: Defense) -> Iterator[str]:
+    def rounds(mean_of: Callable[[Session, Tensor], Tensor]) -> list[Tensor | None]:
+        case = _case()
+        with _bind(defense, case) as session:
+            releases = session.release(case.losses, case.owner)
+            means: list[Tensor | None] = []
+            for _ in range(5):
+                try:
+                    means.append(mean_of(session, releases))
+                except ThresholdError:
+                    means.append(None)
+        return means
+
+    full = rounds(lambda session, releases: session.aggregate(releases).mean)
+    alone = rounds(lambda session, releases: session.aggregate_mean(releases))
+    for one, other in zip(full, alone, strict=True):
+        if (one is None) != (other is None):
+            yield "aggregate and aggregate_mean do not fail in the same rounds"
+        elif one is not None and other is not None and not torch.equal(one, other):
+            yield "aggregate_mean differs from aggregate(...).mean"
 
 
 _CHECKS: dict[str, Callable[[Defense], Iterator[str]]] = {
@@ -249,4 +298,5 @@ _CHECKS: dict[str, Callable[[Defense], Iterator[str]]] = {
     "memory": _keeps_memory,
     "mean_release": _mean_matches_releases,
     "aggregation": _aggregates,
+    "aggregate_mean": _mean_is_the_aggregates,
 }

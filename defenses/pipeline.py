@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from defenses.accounting import Accountant
+from defenses.client_accounting import ClientAccountant
 from defenses.quantization import Quantize
 from defenses.random_sparsification import RandK
 from defenses.registry import DefenseError, DefenseInfo, get_defense_info
@@ -52,19 +53,25 @@ class Defense:
             isinstance(transform, AdditiveTransform) for transform in self.transforms
         )
 
-    def describe(self, batch_size: int = 1) -> list[dict[str, Any]]:
+    def describe(self, batch_size: int = 1, clients: int | None = None) -> list[dict[str, Any]]:
         """Plain, JSON-serialisable data of every stage in order; empty for ``none``.
 
         Args:
             batch_size: The constant that divides a client's sum of gradients; it sets the noise of
                 a per-sample stage on the mean gradient.
+            clients: How many clients there are, on which an aggregation's description may depend.
         """
-        stages = [self.per_sample, *self.transforms, self.aggregation]
-        return [stage.describe(batch_size) for stage in stages if stage is not None]
+        stages = [self.per_sample, *self.transforms]
+        described = [stage.describe(batch_size) for stage in stages if stage is not None]
+        if self.aggregation is not None:
+            described.append(self.aggregation.describe(batch_size, clients))
+        return described
 
-    def accountant(self) -> Accountant | None:
+    def accountant(self) -> Accountant | ClientAccountant | None:
         """A fresh accountant of one client; None without a formal guarantee."""
-        return None if self.per_sample is None else self.per_sample.accountant()
+        stages = (self.per_sample, self.aggregation)
+        accountants = [stage.accountant() for stage in stages if stage is not None]
+        return next((accountant for accountant in accountants if accountant is not None), None)
 
     def upload_bytes(self, parameters: int, tensors: int = 1) -> int:
         """Bytes that one client sends in a round.
@@ -200,6 +207,16 @@ def _check_composition(text: str, infos: list[DefenseInfo], stages: list[Any]) -
     for name in names:
         if names.count(name) > 1:
             raise DefenseError(f"{text}: {name} appears more than once")
+    accounted = [
+        info.name
+        for info, stage in zip(infos, stages, strict=True)
+        if info.stage != "transform" and stage.accountant() is not None
+    ]
+    if len(accounted) > 1:
+        raise DefenseError(
+            f"{text}: at most one stage with an accountant, not {' and '.join(accounted)}, whose "
+            "units of privacy differ"
+        )
     if sum(getattr(stage, "uses_memory", False) for stage in stages) > 1:
         raise DefenseError(f"{text}: at most one stage may keep error feedback")
     kinds = [type(stage) for stage in stages]

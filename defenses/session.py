@@ -131,8 +131,23 @@ class Session:
         return mean
 
     def aggregate(self, releases: Tensor) -> Aggregate:
-        """What the server sees of ``releases`` (clients, P) in one round."""
+        """What the server sees of ``releases`` (clients, P) in one round.
+
+        Raises:
+            ThresholdError: too many clients dropped out to open any sum.
+        """
         return self._aggregator.aggregate(releases)
+
+    def aggregate_mean(self, releases: Tensor) -> Tensor:
+        """(P,): ``aggregate(releases).mean``, bit for bit, without running its cryptography.
+
+        Masks cancel and ciphertexts decrypt to the same words whether or not they are computed, so
+        training can leave them out of the rounds that nobody looks at.
+
+        Raises:
+            ThresholdError: as :meth:`aggregate`.
+        """
+        return self._aggregator.mean(releases)
 
     def undefended(self, losses: Losses, owner: Tensor, batch_size: int | None = None) -> Tensor:
         """(clients, P): each client's plain mean gradient, for norms and comparisons."""
@@ -141,7 +156,7 @@ class Session:
     def describe(self, batch_size: int | None = None) -> list[dict[str, Any]]:
         """Every stage's plain data as of now; see ``Defense.describe``."""
         divisor = self._divisor(batch_size)
-        stages = self.defense.describe(divisor)
+        stages = self.defense.describe(divisor, self.clients)
         if isinstance(self._source, Adapting):
             stages[0] = self._source.describe(divisor)
         return stages
@@ -175,6 +190,15 @@ class Session:
     def saturation_rate(self) -> float:
         """Share of coordinates so far beyond the range of the aggregation's encoding."""
         return self._aggregator.saturation_rate
+
+    @property
+    def error_bound(self) -> float:
+        """Most that the aggregation's encoding moves a coordinate of the mean it computes.
+
+        Clamped coordinates (``saturation_rate``), noise and rounding to the type of the releases
+        come on top.
+        """
+        return self._aggregator.error_bound
 
     def close(self) -> None:
         """Removes everything that was attached to the module."""

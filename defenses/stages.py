@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from defenses.accounting import Accountant
 from defenses.aggregation import Aggregate
+from defenses.client_accounting import ClientAccountant
 from defenses.layout import Layout
 
 Losses = Callable[["Tensor | slice"], Tensor]
@@ -154,16 +155,33 @@ class Aggregator(Protocol):
         """Share of all coordinates so far that did not fit the encoding's range."""
         ...
 
+    @property
+    def error_bound(self) -> float:
+        """Most that encoding moves a coordinate of the mean; clamping and noise excepted."""
+        ...
+
     def aggregate(self, releases: Tensor) -> Aggregate:
         """(clients, P) to what the server sees."""
+        ...
+
+    def mean(self, releases: Tensor) -> Tensor:
+        """(clients, P) to ``aggregate(releases).mean``, bit for bit, without the cryptography."""
         ...
 
 
 class Aggregation(Protocol):
     """Last stage: how the clients' releases are added up."""
 
-    def describe(self, batch_size: int) -> dict[str, Any]:
-        """Plain data."""
+    def describe(self, batch_size: int, clients: int | None = None) -> dict[str, Any]:
+        """Plain data; ``clients`` is the number of clients of the session, if it is known.
+
+        An aggregation that clips states ``clip_norm``; one that adds noise states ``noise_std`` of
+        one client's share; one in which clients drop out states the probability as ``dropout``.
+        """
+        ...
+
+    def accountant(self) -> ClientAccountant | None:
+        """A fresh accountant of one client, or None without a formal guarantee."""
         ...
 
     def bind(self, clients: int, parameters: int, generator: torch.Generator) -> Aggregator:

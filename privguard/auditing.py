@@ -113,8 +113,10 @@ class Audit:
             observations = [self.observe(capture, release, kind) for release in releases]
             if not observations:
                 continue
-            batch_size = _nominal_batch_size(self.cell, releases[0], kind)
-            skipped = self._missing_knowledge(attack) or attack.unsupported(observations[0])
+            batch_size = self._clients_in_a_sum * _records_of_one_client(self.cell, kind)
+            # Sums from which clients dropped out mix fewer records than others of the same moment.
+            reasons = (attack.unsupported(observation) for observation in observations)
+            skipped = self._missing_knowledge(attack) or next(filter(None, reasons), "")
             if skipped:
                 break
             started = time.perf_counter()
@@ -154,8 +156,11 @@ class Audit:
             prior_samples=self.prior.samples,
             targets=targets,
             skipped=skipped,
-            # Minibatches of Poisson sampling differ in size, so their answers cannot be compared.
-            restarts=consistency(answers, self.reference) if answers and kind == "probe" else {},
+            # Minibatches of Poisson sampling differ in size, and so do sums without clients that
+            # dropped out: such answers cannot be compared.
+            restarts=consistency(answers, self.reference)
+            if kind == "probe" and len({len(a.transitions) for a in answers}) == 1
+            else {},
             seconds_per_target=seconds / max(len(targets), 1),
         )
         return Attacked(record, choose_examples(record, answers, truths, self.reference))
@@ -191,6 +196,12 @@ class Audit:
                 for place, i in enumerate(alike):
                     found[i] = together[place]
         return found
+
+    @cached_property
+    def _clients_in_a_sum(self) -> int:
+        """Clients behind one release if none drops out."""
+        description = described(self.cell, batch_size=1)
+        return next((entry["clients"] for entry in description if "clients" in entry), 1)
 
     @cached_property
     def _population(self) -> Prior:
@@ -242,7 +253,7 @@ class Audit:
             loss=self.agent.loss,
             batch_size=records,
             template=self.template,
-            channel=Channel.from_description(description),
+            channel=Channel.from_description(description, clients=len(release.members)),
             local=self._local_training(release, kind),
         )
 
@@ -311,14 +322,17 @@ def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:
 
 def described(cell: CellSpec, batch_size: int) -> list[dict[str, Any]]:
     """The defence's description of itself before the first round."""
-    return defenses.parse(cell.defense_text).describe(batch_size=batch_size)
+    return defenses.parse(cell.defense_text).describe(batch_size, cell.clients)
 
 
 def _nominal_batch_size(cell: CellSpec, release: Release, kind: ReleaseKind) -> int:
     """Records behind a release, but for the chance of Poisson sampling."""
+    return _records_of_one_client(cell, kind) * len(release.members)
+
+
+def _records_of_one_client(cell: CellSpec, kind: ReleaseKind) -> int:
     settings = cell.agent
-    one = cell.probe_batch_size if kind == "probe" else settings.batch_size * settings.local_steps
-    return one * len(release.members)
+    return cell.probe_batch_size if kind == "probe" else settings.batch_size * settings.local_steps
 
 
 def _template(env: gym.Env, captures: CellCaptures) -> Template:

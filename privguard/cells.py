@@ -113,6 +113,8 @@ def cell_record(training: CellTraining) -> CellRecord:
         final_forward_returns=[f for evaluation in last for f in evaluation.forward_returns],
         noise=measure_noise(cell, training.captures),
         privacy=_privacy(training),
+        void_rounds=training.federation.void_rounds,
+        saturation_rate=session.saturation_rate,
         train_seconds=training.seconds,
         rounds_per_second=training.round / max(training.seconds, 1e-9),
         bytes_per_round=training.federation.defense.upload_bytes(
@@ -159,16 +161,16 @@ def _privacy(training: CellTraining) -> PrivacyStatement:
                 "no formal guarantee: the defence bounds no record's influence with noise"
             ],
         )
-    delta = 1 / min(client.replay.size for client in federation.clients)
+    delta = accountants[0].delta(min(client.replay.size for client in federation.clients))
     epsilon = max(accountant.epsilon(delta) for accountant in accountants)
     described = {k: v for entry in federation.session.describe() for k, v in entry.items()}
     return PrivacyStatement(
         epsilon=epsilon if math.isfinite(epsilon) else None,
         delta=delta,
-        unit="transition (add or remove one), one client",
+        unit=accountants[0].unit,
         accountant="RDP (Opacus)",
         noise_multiplier=described["noise_multiplier"],
-        clip_norm=described["clip_norm"],
+        clip_norm=described.get("clip_norm"),
         compositions=training.round,
         assumptions=accountants[0].assumptions(),
     )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from attacks.transitions import Transitions
+from defenses.aggregation import ThresholdError
 from privguard.agents import Agent
 from privguard.local_updates import local_updates
 from privguard.replay import Replay, stack
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from defenses.aggregation import Aggregate
     from defenses.pipeline import Defense
     from defenses.session import Session
+
+_PROBE_ATTEMPTS = 20
 
 
 class Client:
@@ -158,6 +161,8 @@ class Federation:
             self.agent.shared, clients=len(clients), batch_size=batch_size, generator=generator
         )
         self.memory = self.session.new_memory()
+        self.void_rounds = 0
+        """Rounds without a step, since too many clients dropped out to open any sum."""
         self.captured_rows: set[tuple[int, int]] = set()
         """(client, replay row) of every captured record, so that no prior is fitted on a target."""
         self.costs: list[RoundCost] = []
@@ -183,6 +188,7 @@ class Federation:
         A defence that only adds to the summed gradient is applied to the stacked minibatches of all
         clients at once, equal in distribution and several times cheaper; where releases are
         captured, or clients take several local steps, every client computes and defends its own.
+        If no sum can be opened, the round is void: the server keeps its weights.
         """
         indices = [self._minibatches(client) for client in self.clients]
         batch, owner = stack([client.replay for client in self.clients], indices)
@@ -194,34 +200,43 @@ class Federation:
             self.session.end_round()
             return []
         captured: list[Release] = []
-        if capture:
-            self._remember(indices)
-            # Before the clock starts: neither side of the comparison pays for a cold cache.
-            undefended = self._undefended(batch, owner, self.batch_size, self.local_steps)
-            started = time.perf_counter()
-            aggregate = self._aggregated(batch, owner)
-            defended = time.perf_counter()
-            self._undefended(batch, owner, self.batch_size, self.local_steps)
-            self.costs.append(RoundCost(defended - started, time.perf_counter() - defended))
-            captured = self._releases(aggregate, undefended, batch, owner)
+        try:
+            if capture:
+                captured, mean = self._captured_round(indices, batch, owner)
+            else:
+                mean = self.session.aggregate_mean(self._round_releases(batch, owner))
+        except ThresholdError:
+            self.void_rounds += 1
         else:
-            aggregate = self._aggregated(batch, owner)
-        self.server.step(aggregate.mean, progress)
+            self.server.step(mean, progress)
         self.session.end_round()
         return captured
 
-    def _aggregated(self, batch: Transitions, owner: Tensor) -> Aggregate:
-        """What the server sees of a training round in which every client sends its own release."""
-        return self.session.aggregate(
-            self._defended(batch, owner, self.batch_size, self.local_steps, self.memory)
-        )
+    def _captured_round(
+        self, indices: list[np.ndarray], batch: Transitions, owner: Tensor
+    ) -> tuple[list[Release], Tensor]:
+        """The releases of a round, timed beside what they cost without the defence; their mean."""
+        self._remember(indices)
+        # Before the clock starts: neither side of the comparison pays for a cold cache.
+        undefended = self._undefended(batch, owner, self.batch_size, self.local_steps)
+        started = time.perf_counter()
+        aggregate = self.session.aggregate(self._round_releases(batch, owner))
+        defended = time.perf_counter()
+        self._undefended(batch, owner, self.batch_size, self.local_steps)
+        self.costs.append(RoundCost(defended - started, time.perf_counter() - defended))
+        return self._releases(aggregate, undefended, batch, owner), aggregate.mean
+
+    def _round_releases(self, batch: Transitions, owner: Tensor) -> Tensor:
+        """(clients, P): what each client sends in a training round."""
+        return self._defended(batch, owner, self.batch_size, self.local_steps, self.memory)
 
     def probe(self, batch_size: int, rng: np.random.Generator) -> list[Release]:
         """Defended gradients of fresh batches of ``batch_size``; nothing is learnt from them.
 
         With local steps every step goes over the same batch, so that no more than ``batch_size``
         records are unknown: the worst case. Error-feedback memory is left out: the residual of
-        other rounds would only hide the record.
+        other rounds would only hide the record. Clients that send these releases try again when too
+        many drop out; nothing comes back if no sum opens in ``_PROBE_ATTEMPTS``.
         """
         indices = [
             rng.choice(client.replay.size, size=batch_size, replace=False)
@@ -231,7 +246,13 @@ class Federation:
         batch, owner = stack([client.replay for client in self.clients], indices)
         undefended = self._undefended(batch, owner, batch_size, 1)
         releases = self._defended(batch, owner, batch_size, 1, None)
-        return self._releases(self.session.aggregate(releases), undefended, batch, owner)
+        for _ in range(_PROBE_ATTEMPTS):
+            try:
+                aggregate = self.session.aggregate(releases)
+            except ThresholdError:
+                continue
+            return self._releases(aggregate, undefended, batch, owner)
+        return []
 
     def _minibatches(self, client: Client) -> np.ndarray:
         """Replay rows of the minibatches of all local steps, one after the other."""

@@ -98,6 +98,10 @@ class CellRecord(Record):
     final_forward_returns: list[float] = Field(default_factory=list)
     noise: Noise | None = None
     privacy: PrivacyStatement | None = None
+    void_rounds: int = 0
+    """Rounds that taught nothing because too many clients dropped out to open any sum."""
+    saturation_rate: float = 0.0
+    """Share of coordinates beyond the range of the aggregation's encoding."""
     train_seconds: float = 0.0
     audit_seconds: float = 0.0
     rounds_per_second: float = 0.0

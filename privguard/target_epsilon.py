@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import defenses
 from defenses.accounting import Accountant
 from defenses.calibration import noise_multiplier_for
+from defenses.client_accounting import ClientAccountant
 from defenses.registry import DefenseError, get_defense_info
 
 _PREFIX = "eps:"
@@ -31,9 +32,9 @@ class Plan:
         return [min(1.0, self.batch_size / size) for size in sizes]
 
     @property
-    def delta(self) -> float:
-        """One over one client's transitions at the end."""
-        return 1 / (self.warmup_steps + self.rounds * self.steps_per_round)
+    def records(self) -> int:
+        """One client's transitions at the end."""
+        return self.warmup_steps + self.rounds * self.steps_per_round
 
 
 def with_noise_multipliers(text: str, plan: Plan) -> str:
@@ -61,7 +62,7 @@ def _level(name: str, level: str, options: str, plan: Plan) -> str:
         return level
     info = get_defense_info(name)
 
-    def accountant(noise_multiplier: float) -> Accountant:
+    def accountant(noise_multiplier: float) -> Accountant | ClientAccountant:
         found = defenses.parse(f"{name}={noise_multiplier}{options}").accountant()
         if found is None:
             raise DefenseError(
@@ -77,4 +78,5 @@ def _level(name: str, level: str, options: str, plan: Plan) -> str:
         raise DefenseError(
             f"{name}={level}: the wanted epsilon must be a finite number above 0, e.g. eps:8"
         ) from None
-    return f"{noise_multiplier_for(epsilon, plan.delta, plan.rates, accountant):g}"
+    delta = accountant(1.0).delta(plan.records)
+    return f"{noise_multiplier_for(epsilon, delta, plan.rates, accountant):g}"

@@ -175,6 +175,7 @@ class CellTraining:
                 "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
                 "captures": plain,
                 "captured_rows": sorted(federation.captured_rows),
+                "void_rounds": federation.void_rounds,
                 "probe_rng": self.probe_rng.bit_generator.state,
                 "defense": federation.session.state(),
                 "costs": [list(cost) for cost in federation.costs],
@@ -204,6 +205,7 @@ class CellTraining:
         federation.costs = [RoundCost(*cost) for cost in plain.get("costs", ())]
         federation.captured_rows = {(client, row) for client, row in plain["captured_rows"]}
         federation.session.load_state(plain["defense"])
+        federation.void_rounds = plain["void_rounds"]
         if federation.memory is not None:
             federation.memory.copy_(tensors["memory"])
         _restore_adam(federation.server.optimizer, tensors)

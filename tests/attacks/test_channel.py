@@ -25,6 +25,31 @@ def test_noises_add_in_variance_and_secure_aggregation_averages_them() -> None:
     assert not channel.scale_unknown
 
 
+@pytest.mark.parametrize("mechanism", ["secagg", "he", "distributed-dp"])
+def test_of_a_sum_those_count_who_answered(mechanism: str) -> None:
+    description = [
+        {"mechanism": "gaussian", "noise_std": 0.3},
+        {"mechanism": mechanism, "clients": 4},
+    ]
+    full, smaller = (Channel.from_description(description, clients=n) for n in (None, 2))
+    assert math.isclose(full.noise_std, 0.15)
+    assert math.isclose(smaller.noise_std, 0.3 / math.sqrt(2))
+    assert [channel.mechanisms[1]["clients"] for channel in (full, smaller)] == [4, 2]
+    assert full.sums
+    assert full.gaussian
+    assert not Channel.from_description(description[:1], clients=2).sums
+
+
+def test_shares_of_noise_add_up_in_the_sum() -> None:
+    # Three quarters of four clients must answer, so each adds a third of the variance.
+    entry = {"mechanism": "distributed-dp", "noise_std": 0.6 / math.sqrt(3), "clip_norm": 0.6}
+    channel = Channel.from_description([{**entry, "clients": 4}])
+    assert math.isclose(channel.noise_std, 0.6 * math.sqrt(4 / 3) / 4)
+    assert channel.clip == 0.6
+    assert channel.clips_sum
+    assert channel.scale_unknown
+
+
 def test_what_is_unknown_is_flagged() -> None:
     clipped = Channel.from_description([{"mechanism": "clip", "norm": 1.0}])
     private = Channel.from_description([{"mechanism": "dp-sgd", "noise_std": 0.1}])

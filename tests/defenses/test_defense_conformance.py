@@ -7,6 +7,7 @@ import torch
 
 import defenses
 from defenses.gaussian import Gaussian
+from defenses.secure_aggregation import SecureAggregator
 
 COMPOSED = [
     "none",
@@ -17,11 +18,17 @@ COMPOSED = [
     "topk=0.01+clip=1.0+quantize=4",
     "layer-clip=0.1+laplace=0.01+randk=0.1+quantize=8+secagg=2",
     "clip=1.0+adaptive-gaussian=1.0",
+    "gaussian=0.1+secagg=4@dropout=0.3",
+    "secagg=2@dropout=0.2",
+    "quantize=4+distributed-dp=1.0@clip=0.5@dropout=0.2@threshold=0.75",
+    "distributed-dp=0",
 ]
 
 
 @pytest.mark.parametrize("text", [*defenses.available_defenses(), *COMPOSED])
 def test_conforms(text):
+    if text == "he":
+        pytest.importorskip("tenseal")
     defenses.check_defense(text)
 
 
@@ -66,6 +73,19 @@ class Tensors(Gaussian):
 
     def describe(self, batch_size):
         return super().describe(batch_size) | {"noise_std": torch.tensor(1.0)}
+
+
+class WrongShortcut(SecureAggregator):
+    """Trains with another mean than the one it shows."""
+
+    def mean(self, releases):
+        return super().mean(releases) + self.error_bound
+
+
+def test_catches_a_mean_that_is_not_the_aggregates(monkeypatch):
+    monkeypatch.setattr("defenses.secure_aggregation.SecureAggregator", WrongShortcut)
+    with pytest.raises(defenses.ConformanceError, match="aggregate_mean differs"):
+        defenses.check_defense("secagg@range=1e9")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ import torch
 
 from attacks import Transitions
 from attacks.observation import gradient_matching_error
+from attacks.registry import get_attack
+from defenses.client_accounting import ClientAccountant
 from privguard.auditing import Audit
+from privguard.cells import cell_record
 from privguard.knowledge import Knowledge
 from privguard.local_updates import local_updates
 from privguard.spec import CellSpec
@@ -29,6 +32,8 @@ CELLS = {
     "dp-sgd-adaptive": tiny_cell("hopper", "dp-sgd-adaptive={level}", 0.1),
     "topk": tiny_cell("hopper", "topk={level}", 0.1),
     "secagg": tiny_cell("hopper", "gaussian=0.01+secagg={level}", 2),
+    "drop-outs": tiny_cell("hopper", "gaussian=0.01+secagg={level}@dropout=0.2", 4),
+    "distributed-dp": tiny_cell("hopper", "distributed-dp={level}", 0.01),
     "fedavg dqn": with_local_steps(tiny_cell()),
     "fedavg topk": with_local_steps(tiny_cell("hopper", "gaussian=0.01+topk={level}", 0.1)),
 }
@@ -151,6 +156,91 @@ def test_the_local_steps_that_the_server_knows_give_the_captured_update(cell: Ce
                 observation = audit.observe(capture, release, kind)
                 assert observation.batch_size == records[kind] * len(release.members)
                 assert gradient_matching_error(observation, release.truth) < 1e-4
+
+
+def test_a_round_that_opens_no_sum_teaches_nothing() -> None:
+    cell = tiny_cell("hopper", "secagg={level}@dropout=0.3", 4)
+    training = finished(cell.model_copy(update={"probe_batch_size": 2}))
+    federation = training.federation
+    # Of four, three must answer: at three in ten a third of the rounds is void.
+    assert 5 < federation.void_rounds < 25
+    weights = training.agent.weights.clone()
+    void = federation.void_rounds
+    for _ in range(40):
+        federation.round(0.5)
+        if federation.void_rounds > void:
+            assert torch.equal(training.agent.weights, weights)
+        else:
+            assert not torch.equal(training.agent.weights, weights)
+        void, weights = federation.void_rounds, training.agent.weights.clone()
+    rng = np.random.default_rng(0)
+    probes = [release for _ in range(20) for release in federation.probe(2, rng)]
+    assert len(probes) == 20  # they try again
+    assert {len(release.members) for release in probes} == {3, 4}
+    for release in probes:
+        assert release.truth.batch_size == 2 * len(release.members)
+        torch.testing.assert_close(release.gradient, release.undefended, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        tiny_cell("hopper", "gaussian=0.01+secagg={level}@dropout=0.15", 4),
+        tiny_cell("hopper", "distributed-dp={level}@dropout=0.15", 0.1),
+        tiny_cell("hopper", "gaussian=0.01+secagg"),
+    ],
+    ids=["secagg", "distributed-dp", "all clients"],
+)
+def test_attacks_know_who_is_in_a_sum(cell: CellSpec) -> None:
+    cell = cell.model_copy(update={"budget": tiny_budget(probe_draws=8)})
+    captures = finished(cell).captures
+    audit = Audit.prepare(cell, captures, Knowledge())
+    sizes = set()
+    for capture in captures.captures:
+        for release in capture.releases["probe"]:
+            observation = audit.observe(capture, release, "probe")
+            members = len(release.members)
+            sizes.add(members)
+            share = 0.1 / 3**0.5 if "distributed" in cell.defense else 0.1
+            assert observation.channel.noise_std == pytest.approx(share / members**0.5)
+            assert observation.batch_size == members
+    assert sizes == ({4} if cell.defense.endswith("secagg") else {3, 4})
+    for record in audit.run("learned", lambda stage: None):
+        assert "sum over clients" in record.skipped or "mixes" in record.skipped
+        assert record.batch_size == 4 * {"probe": 1, "deployed": 8}[record.release]
+
+
+def test_an_attack_runs_on_sums_of_different_sizes() -> None:
+    cell = tiny_cell("hopper", "gaussian=0.01+secagg={level}@dropout=0.2", 4)
+    cell = cell.model_copy(update={"budget": tiny_budget(probe_draws=4, captures=(1.0,))})
+    captures = finished(cell).captures
+    probes = captures.captures[0].releases["probe"]
+    assert {len(release.members) for release in probes} == {3, 4}
+    audit = Audit.prepare(cell, captures, Knowledge())
+    record = audit.run_attack(get_attack("map"), "map", "probe")
+    assert not record.skipped
+    assert len(record.targets) == len(probes)
+    assert record.batch_size == 4
+
+
+def test_client_level_privacy_is_stated_with_its_assumptions() -> None:
+    training = CellTraining(tiny_cell("hopper", "distributed-dp={level}", 20.0))
+    training.run()
+    record = cell_record(training)
+    training.close()
+    accountant = ClientAccountant(20.0)
+    for _ in range(40):
+        accountant.step(1.0)
+    expected = accountant.epsilon(1e-5)
+    assert record.privacy is not None
+    assert record.privacy.epsilon == pytest.approx(expected, rel=1e-9)
+    assert record.privacy.delta == 1e-5
+    assert record.privacy.unit is not None
+    assert record.privacy.unit.startswith("client")
+    assert record.privacy.compositions == 40
+    assert any("sybils" in line for line in record.privacy.assumptions)
+    assert record.void_rounds == 0
+    assert record.saturation_rate == 0
 
 
 def test_one_local_step_is_the_gradient_that_fedsgd_sends() -> None:
