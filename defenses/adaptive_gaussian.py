@@ -23,6 +23,7 @@ from defenses.stages import Payload
     private_end="high",
     summary="adds Gaussian noise whose norm is this multiple of each client's gradient norm",
     guarantee="no formal guarantee",
+    in_default_sweep=False,
 )
 @dataclass(frozen=True)
 class AdaptiveGaussian:

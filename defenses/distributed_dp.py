@@ -40,6 +40,7 @@ _TAIL = 16.0
     private_end="high",
     summary="secagg over all clients; each clips its whole gradient and adds a share of the noise",
     guarantee="(epsilon, delta)-DP per client, if enough clients are honest",
+    in_default_sweep=False,
 )
 @dataclass(frozen=True)
 class DistributedDP:

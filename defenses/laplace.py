@@ -23,6 +23,7 @@ from defenses.stages import Payload
     private_end="high",
     summary="adds Laplace noise of this scale to every coordinate of each client's mean gradient",
     guarantee="no formal guarantee",
+    in_default_sweep=False,
 )
 @dataclass(frozen=True)
 class Laplace:

@@ -23,6 +23,7 @@ from defenses.stages import Payload
     private_end="low",
     summary="scales each tensor of a client's mean gradient down to an L2 norm of at most this",
     guarantee="no formal guarantee",
+    in_default_sweep=False,
 )
 @dataclass(frozen=True)
 class LayerClip:

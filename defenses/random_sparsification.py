@@ -25,6 +25,7 @@ from defenses.stages import Payload
     private_end="low",
     summary="sends only this fraction of coordinates, drawn at random, scaled to stay unbiased",
     guarantee="no formal guarantee",
+    in_default_sweep=False,
 )
 @dataclass(frozen=True)
 class RandK:

@@ -43,7 +43,7 @@ def test_canonical_text(text, canonical):
         ("", "write 'none'"),
         ("gausian=1", "did you mean 'gaussian'"),
         ("dpsgd=1", "did you mean 'dp-sgd'"),
-        ("zzz=1", "known: none, adaptive-gaussian, clip, dp-sgd"),
+        ("zzz=1", "known: none, adaptive-gaussian, clip, distributed-dp"),
         ("gaussian", "needs a level (variance), e.g. gaussian=1e-05"),
         ("gaussian=", "a finite number from 0 up"),
         ("gaussian=-1", "a finite number from 0 up"),
