@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Reconstruction
-from attacks.gradients import DenseGradients, LoopGradients, choose_gradients
+from attacks.gradient_choice import GroupGradients, choose_gradients
 from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import Prior
 from attacks.replay import record
 from attacks.transitions import Template, Transitions
-from attacks.unrolled_gradients import UnrolledGradients
 
 Distance: TypeAlias = Literal["l2", "cosine"]
 Penalty: TypeAlias = Callable[[Transitions], Tensor]
 """Fake transitions (n rows, relaxed actions) to one penalty for each row (n,)."""
 
+IMAGE_ITERATIONS = 150
+"""Most steps on images, all from one start: a step through convolutions costs a hundred times one
+through the small dense networks that the attacks' settings are meant for."""
 WORTH_RECORDING = 40
 """Evaluations from which on a recording pays for itself."""
 
@@ -49,7 +51,8 @@ def match(
     penalty's mean over the group's rows. The learning rate falls to zero along a cosine. Each
     group keeps its best iterate, each target the restart with the best objective. Fakes are taken
     as non-terminal, and ``terminated`` is answered NaN. Where the channel drops coordinates, only
-    the surviving ones are compared.
+    the surviving ones are compared. On images no attack takes more than ``IMAGE_ITERATIONS`` from
+    one start.
 
     Args:
         observations: releases that share model, loss, batch size, template and channel.
@@ -67,6 +70,8 @@ def match(
     """
     first = observations[0]
     size = first.batch_size
+    if first.template.image:
+        iterations, restarts = min(iterations, IMAGE_ITERATIONS), 1
     like = next(iter(first.parameters.values()))
     codec = _Codec(first.template, scale, like)
     generator = torch.Generator().manual_seed(seed)
@@ -106,7 +111,7 @@ def match(
 class _Objective:
     """Values (G,) of all groups at optimised rows (G b, width), and the slope of their sum."""
 
-    gradients: DenseGradients | LoopGradients | UnrolledGradients
+    gradients: GroupGradients
     codec: _Codec
     distance: Distance
     penalty: Penalty | None
@@ -209,6 +214,7 @@ class _Codec:
         self._sizes = [template.state_size, template.action_size, 1, template.state_size]
         self.width = sum(self._sizes)
         center, unit = torch.zeros(self.width), torch.ones(self.width)
+        unit[: template.state_size] = unit[-template.state_size :] = template.state_unit
         if scale is not None:
             center = torch.cat([scale.joint_mean, center[:1], scale.next_state_mean])
             unit = torch.cat([scale.joint_std, unit[:1], scale.state_std])
