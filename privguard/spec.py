@@ -121,10 +121,10 @@ _QUICK_ROUNDS = {
     "hopper": 30_000,
     "walker2d": 40_000,
     "frozenlake": 1_500,
-    "pong ram": 30_000,
-    "qbert ram": 30_000,
-    "breakout ram": 30_000,
-    "seaquest ram": 30_000,
+    "pong ram": 50_000,
+    "qbert ram": 50_000,
+    "breakout ram": 50_000,
+    "seaquest ram": 50_000,
 }
 
 
@@ -244,7 +244,14 @@ _RECIPES: dict[str, TD3Settings | DQNSettings] = {
 
 # Mnih et al. 2015, with Adam: a dense layer of 512 behind the convolutions.
 _PIXELS = DQNSettings(hidden=(512,), learning_rate=2.5e-4, exploration=0.1, batch_size=8)
-_RAM = DQNSettings(hidden=(128, 128), learning_rate=5e-4, exploration=0.1)
+_RAM = DQNSettings(
+    hidden=(128, 128),
+    layer_norm=True,
+    learning_rate=5e-4,
+    tau=0.005,
+    exploration=0.1,
+    batch_size=64,
+)
 
 
 def agent_settings(
