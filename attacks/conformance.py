@@ -1,9 +1,10 @@
 """One suite that every attack passes, third-party ones too: ``check_attack("package:NAME")``.
 
-It runs on small real problems: a linear control system and a four-state chain, each with critics
-that were not trained; and on the sum of two local gradients of one record. An attack that supports
-none of it has nothing checked but its refusals. Numbers are float64: iterative attacks amplify
-rounding, which in float32 would look like a dependence on the order of the observations.
+It runs on small real problems: a linear control system, a four-state chain and a small screen,
+each with critics that were not trained; and on the sum of two local gradients of one record. An
+attack that supports none of it has nothing checked but its refusals. Numbers are float64: iterative
+attacks amplify rounding, which in float32 would look like a dependence on the order of the
+observations.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ def check_attack(name: str) -> list[str]:
     """
     attack = get_attack(name)
     findings = [] if attack.summary.strip() else ["summary is empty"]
-    box, chain = box_problem(), chain_problem()
+    box, chain, screen = box_problem(), chain_problem(), screen_problem()
     for problem, batch_size, local_steps in (
         (box, 1, 1),
         (box, 3, 1),
         (chain, 1, 1),
         (chain, 3, 1),
+        (screen, 1, 1),
         (box, 1, 2),
     ):
         where = f"{problem.name}, batch {batch_size}, local steps {local_steps}"
@@ -134,17 +136,61 @@ def chain_problem() -> Problem:
     )
 
 
+def screen_problem() -> Problem:
+    """A bright curtain moves left or right over noise: states two uint8 frames (2, 12, 12).
+
+    Every pixel varies, so that the mean frame explains no gradient.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    edge = torch.randint(2, 10, (240,), generator=generator)
+    before = torch.randint(2, (240,), generator=generator) * 2 - 1
+    action = torch.randint(2, (240,), generator=generator)
+    edges = torch.stack([edge - before, edge, edge + 2 * action - 1], dim=1)
+    bright = torch.arange(12) < edges[:, :, None, None]
+    noise = torch.randint(120, (240, 3, 12, 12), generator=generator)
+    frames = (noise + 130 * bright).to(torch.uint8)
+    end = edges[:, 2] == 10
+    z = Transitions(frames[:, :2], action, end.double(), frames[:, 1:], end)
+    return Problem(
+        "screen",
+        _convolutional(generator),
+        z.template(action_count=2),
+        z,
+        _convolutional(generator).requires_grad_(False),
+    )
+
+
+class GreyLevels(nn.Module):
+    """Grey levels, of any type, to float64 numbers in [0, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the networks that learn from uint8 states do."""
+        return x.double() / 255
+
+
+def _convolutional(generator: torch.Generator) -> nn.Sequential:
+    convolution = nn.utils.skip_init(nn.Conv2d, 2, 8, 4, 2, dtype=torch.float64)
+    _draw(convolution, 2 * 4 * 4, generator)
+    return nn.Sequential(
+        GreyLevels(), convolution, nn.ReLU(), nn.Flatten(), *_dense([200, 32, 2], generator)
+    )
+
+
 def _dense(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         # skip_init keeps the constructor from drawing on the global generator.
         layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float64)
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                bound = 1 / math.sqrt(inputs)
-                parameter.uniform_(-bound, bound, generator=generator)
+        _draw(layer, inputs, generator)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+@torch.no_grad()
+def _draw(layer: nn.Module, inputs: int, generator: torch.Generator) -> None:
+    bound = 1 / math.sqrt(inputs)
+    for parameter in layer.parameters():
+        parameter.uniform_(-bound, bound, generator=generator)
 
 
 def _check_case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from attacks.gradients import LinearCalls, LinearLayer, linear_layers, probe_transitions
@@ -35,6 +36,9 @@ def first_layers(observation: Observation) -> list[FirstLayer]:
     for layer in layers:
         x = inputs.get(layer.module)
         if x is None or x.dim() != 2 or len(x) != 2:
+            continue
+        # A layer behind others has inputs that are no record's numbers; comparing all is dear.
+        if not bool(torch.isin(x[0], rows[0]).all()):
             continue
         equal = (x[:, :, None] == rows[:, None, :]).all(dim=0)  # (inputs, D)
         if equal.any(dim=1).all():

@@ -24,8 +24,8 @@ from attacks.transitions import Transitions
 class Geiping(Attack):
     """Minimises 1 - cos(g~, g) + total_variation * TV(s~), from N(0, 1) draws.
 
-    TV is the mean absolute difference of neighbouring pixels; it applies to states of shape
-    (channels, height, width) and to no others.
+    TV is the mean absolute difference of neighbouring pixels, grey levels taken in [0, 1]. It
+    applies to states of shape (channels, height, width) and to no others.
     """
 
     iterations: int = 400
@@ -37,7 +37,13 @@ class Geiping(Attack):
         self, observations: Sequence[Observation], *, prior: Prior, seed: int
     ) -> list[Reconstruction]:
         """Uses nothing of the prior."""
-        image = len(observations[0].template.state_shape) == 3
+        template = observations[0].template
+
+        def smoothness(z: Transitions) -> Tensor:
+            across = z.state.diff(dim=-1).abs().mean(dim=(1, 2, 3))
+            down = z.state.diff(dim=-2).abs().mean(dim=(1, 2, 3))
+            return self.total_variation / template.state_unit * (across + down)
+
         return match(
             observations,
             distance="cosine",
@@ -45,10 +51,5 @@ class Geiping(Attack):
             restarts=self.restarts,
             learning_rate=self.learning_rate,
             seed=seed,
-            penalty=self._smoothness if image else None,
+            penalty=smoothness if template.image else None,
         )
-
-    def _smoothness(self, z: Transitions) -> Tensor:
-        across = z.state.diff(dim=-1).abs().mean(dim=(1, 2, 3))
-        down = z.state.diff(dim=-2).abs().mean(dim=(1, 2, 3))
-        return self.total_variation * (across + down)

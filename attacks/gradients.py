@@ -6,8 +6,9 @@ gradient is D^T X, so
 
     ||D^T X||^2 = sum((D D^T) * (X X^T)),    <D^T X, G> = sum((D G) * X),
 
-and its bias adds ones to X. ``LoopGradients`` serves every other model, one group at a time. Both
-are for gradients at the broadcast weights; ``unrolled_gradients`` is for sums of local gradients.
+and its bias adds ones to X. ``LoopGradients`` serves any model, one group at a time. Both are for
+gradients at the broadcast weights. See ``conv_gradients`` for convolutions, ``unrolled_gradients``
+for sums of local gradients, ``gradient_choice`` for which of them is used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch.utils.hooks import RemovableHandle
 
 from attacks.observation import Observation
 from attacks.transitions import Template, Transitions
-from attacks.unrolled_gradients import UnrolledGradients
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class LinearLayer:
 
 
 class LinearCalls:
-    """Context manager that records the inputs and outputs of linear layers in a forward pass.
+    """Context manager that records the inputs and outputs of (linear) layers in a forward pass.
 
     Calls without gradient are ignored: there the layer computes a constant, such as a target.
     """
 
-    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
         self._handles: list[RemovableHandle] = []
         self.calls: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -200,18 +200,6 @@ class DenseGradients:
                 dot = dot + (kept * received.reshape(groups, -1)).sum(dim=1)
                 square = square + kept.square().sum(dim=1)
         return dot, square
-
-
-def choose_gradients(
-    observations: Sequence[Observation], restarts: int
-) -> DenseGradients | LoopGradients | UnrolledGradients:
-    """The fastest that is valid for these observations, which must share computation."""
-    if observations[0].local is not None:
-        return UnrolledGradients(observations, restarts)
-    layers = dense_layers(observations[0])
-    if layers is None:
-        return LoopGradients(observations, restarts)
-    return DenseGradients(observations, restarts, layers)
 
 
 def dense_layers(observation: Observation) -> list[LinearLayer] | None:

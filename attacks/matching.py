@@ -16,17 +16,24 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Reconstruction
-from attacks.gradients import DenseGradients, LoopGradients, choose_gradients
+from attacks.gradient_choice import GroupGradients, choose_gradients
 from attacks.observation import Observation, gradient_matching_error
-from attacks.prior import Prior
+from attacks.prior import MODEL_LIMIT, Prior
 from attacks.replay import record
 from attacks.transitions import Template, Transitions
-from attacks.unrolled_gradients import UnrolledGradients
 
 Distance: TypeAlias = Literal["l2", "cosine"]
 Penalty: TypeAlias = Callable[[Transitions], Tensor]
 """Fake transitions (n rows, relaxed actions) to one penalty for each row (n,)."""
 
+LARGE_ITERATIONS = 60
+"""Most steps on states of more than ``MODEL_LIMIT`` coordinates, all from one start: one through
+convolutions costs a hundred times one through the small networks that the settings are meant for.
+"""
+LARGE_SPREAD, LARGE_PACE = 0.1, 0.3
+"""Factors on the draws and on the learning rate there, if a prior gives both their units: Adam
+moves each pixel on its own, and has not the steps to take noise out of tens of thousands that the
+gradient hardly tells. On Pong at initialisation larger ones ended farther from the gradient."""
 WORTH_RECORDING = 40
 """Evaluations from which on a recording pays for itself."""
 
@@ -49,7 +56,8 @@ def match(
     penalty's mean over the group's rows. The learning rate falls to zero along a cosine. Each
     group keeps its best iterate, each target the restart with the best objective. Fakes are taken
     as non-terminal, and ``terminated`` is answered NaN. Where the channel drops coordinates, only
-    the surviving ones are compared.
+    the surviving ones are compared. Large states, whatever the arguments, get ``LARGE_ITERATIONS``
+    steps from one start.
 
     Args:
         observations: releases that share model, loss, batch size, template and channel.
@@ -67,10 +75,16 @@ def match(
     """
     first = observations[0]
     size = first.batch_size
+    large = first.template.state_size > MODEL_LIMIT
+    if large:
+        iterations, restarts = min(iterations, LARGE_ITERATIONS), 1
     like = next(iter(first.parameters.values()))
     codec = _Codec(first.template, scale, like)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(restarts * size, codec.width, generator=generator, dtype=like.dtype)
+    if large and scale is not None:
+        draws *= LARGE_SPREAD
+        learning_rate *= LARGE_PACE
     fakes = draws.to(like.device).repeat(len(observations), 1).requires_grad_(True)
     elsewhere = torch.randn(fakes.shape, generator=generator, dtype=like.dtype).to(like.device)
     adam = _Adam(fakes)
@@ -106,7 +120,7 @@ def match(
 class _Objective:
     """Values (G,) of all groups at optimised rows (G b, width), and the slope of their sum."""
 
-    gradients: DenseGradients | LoopGradients | UnrolledGradients
+    gradients: GroupGradients
     codec: _Codec
     distance: Distance
     penalty: Penalty | None
@@ -209,6 +223,7 @@ class _Codec:
         self._sizes = [template.state_size, template.action_size, 1, template.state_size]
         self.width = sum(self._sizes)
         center, unit = torch.zeros(self.width), torch.ones(self.width)
+        unit[: template.state_size] = unit[-template.state_size :] = template.state_unit
         if scale is not None:
             center = torch.cat([scale.joint_mean, center[:1], scale.next_state_mean])
             unit = torch.cat([scale.joint_std, unit[:1], scale.state_std])

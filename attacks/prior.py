@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from attacks.frame_model import FrameModel
 from attacks.transition_model import TransitionModel
 from attacks.transitions import (
     Bound,
@@ -24,7 +25,8 @@ Simulator: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(state (B, *state_shape), action (B, *action_shape)) -> next state and reward (B,)."""
 
 MODEL_LIMIT = 2048
-"""Above this many state coordinates (images) no transition model is learned: s' is taken as s."""
+"""Above this many state coordinates (images) nothing is learned that relates each coordinate to
+each: no covariance, and no dynamics but those of stacked frames, else s' is taken as s."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class Prior:
     simulator: Simulator | None
     known: Transitions | None
     _rows: Tensor
-    _model: TransitionModel | None
+    _model: TransitionModel | FrameModel | None
 
     @classmethod
     def fit(
@@ -83,9 +85,11 @@ class Prior:
             raise ValueError("the known transitions do not fit the template")
         state = flatten_state(z.state, z.reward.dtype)
         next_state = flatten_state(z.next_state, z.reward.dtype)
-        model = None
+        model: TransitionModel | FrameModel | None = None
         if template.state_size <= MODEL_LIMIT:
             model = TransitionModel(rows, state, next_state, z.reward, seed=seed)
+        elif template.image:
+            model = _frame_model(state, next_state, template)
         return cls(
             template=template,
             samples=z.batch_size,
@@ -107,18 +111,22 @@ class Prior:
 
     @classmethod
     def none(cls, template: Template) -> Prior:
-        """The template alone: means are the middle of finite ranges, else zero; deviations one."""
+        """The template alone: means are the middle of finite ranges, else zero; deviations one.
+
+        Grey levels have the deviation of a uniform one.
+        """
         state = _middle(template.state_low, template.state_high, template.state_size)
         if template.action_count is None:
             action = _middle(template.action_low, template.action_high, template.action_size)
         else:
             action = torch.full((template.action_size,), 1 / template.action_count)
         joint = torch.cat([state, action])
+        deviation = template.state_unit / math.sqrt(12) if template.state_unit > 1 else 1.0
         return cls(
             template=template,
             samples=0,
             joint_mean=joint,
-            joint_std=torch.ones_like(joint),
+            joint_std=torch.cat([torch.full_like(state, deviation), torch.ones_like(action)]),
             next_state_mean=state,
             reward_low=-math.inf,
             reward_high=math.inf,
@@ -170,7 +178,15 @@ class Prior:
 
         Oracle Approximating Shrinkage: Chen, Wiesel, Eldar, Hero, 2010 (arXiv 0907.4698), applied
         to standardised data. The identity without samples.
+
+        Raises:
+            ValueError: states have more than ``MODEL_LIMIT`` coordinates; use ``joint_std``.
         """
+        if self.template.state_size > MODEL_LIMIT:
+            raise ValueError(
+                f"no covariance is formed of {self.template.state_size} state coordinates "
+                f"(at most {MODEL_LIMIT})"
+            )
         size = len(self.joint_mean)
         if not self.samples:
             return torch.eye(size)
@@ -210,7 +226,7 @@ class Prior:
 
     def predicted_reward(self, state: Tensor, action: Tensor) -> Tensor:
         """Learned reward (B,) of s and a, differentiable; its mean without a learned model."""
-        if self._model is None:
+        if not isinstance(self._model, TransitionModel):
             return torch.full_like(state.reshape(len(state), -1)[:, 0], self.reward_mean)
         return self._learned(self._model, state, action)[1]
 
@@ -249,8 +265,12 @@ class Prior:
         )
 
     def _learned(
-        self, model: TransitionModel, state: Tensor, action: Tensor
+        self, model: TransitionModel | FrameModel, state: Tensor, action: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if isinstance(model, FrameModel):
+            frames = state if state.is_floating_point() else state.to(self.joint_mean.dtype)
+            reward = torch.full_like(frames[:, 0, 0, 0], self.reward_mean)
+            return model(frames), reward
         flat = flatten_state(state, self.joint_mean.dtype).to(self.joint_mean)
         if self.template.action_count is not None and not action.is_floating_point():
             action = torch.nn.functional.one_hot(action, self.template.action_count)
@@ -259,6 +279,15 @@ class Prior:
         if state.is_floating_point():
             next_state, reward = next_state.to(state), reward.to(state)
         return next_state.reshape(len(flat), *self.template.state_shape), reward
+
+
+def _frame_model(state: Tensor, next_state: Tensor, template: Template) -> FrameModel | None:
+    """The dynamics of flattened samples (n, S), if they are stacks of frames."""
+    before, after = (x.reshape(-1, *template.state_shape) for x in (state, next_state))
+    if not FrameModel.fits(before, after):
+        return None
+    low, high = (bound_tensor(b, state[:1]) for b in (template.state_low, template.state_high))
+    return FrameModel(before, after, float(low.min()), float(high.max()))
 
 
 def _shrunk_std(x: Tensor) -> Tensor:

@@ -56,6 +56,20 @@ class Template:
         return math.prod(self.state_shape)
 
     @property
+    def image(self) -> bool:
+        """Whether states are stacks of images (channels, height, width)."""
+        return len(self.state_shape) == 3
+
+    @property
+    def state_unit(self) -> float:
+        """What counts as one to who knows no deviation: for grey levels (uint8) their whole range.
+
+        States of uint8 are grey levels 0..255 wherever they occur, floating point or not. To scale
+        them is the network's business.
+        """
+        return 255.0 if self.state_dtype == torch.uint8 else 1.0
+
+    @property
     def action_size(self) -> int:
         """Number of action coordinates: box dimensions, or one for each discrete action."""
         return math.prod(self.action_shape) if self.action_count is None else self.action_count

@@ -144,8 +144,8 @@ def train_command(
         defense=grid.template,
         level=grid.levels[0] if grid.levels else None,
         seed=seed,
-        budget=budget(spec.budget, env),
-        agent=agent_settings(environment, None, local_steps),
+        budget=budget(spec.budget, env, observation),
+        agent=agent_settings(environment, None, local_steps, observation),
     )
     store = Store.create(out)
     with store.lock():

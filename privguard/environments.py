@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 AgentName = Literal["td3", "dqn"]
+Family = Literal["gymnasium", "atari", "car racing"]
+"""How an environment is made: by Gymnasium alone, or with frames that we prepare."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class EnvironmentSpec:
     forward_key: str | None = None
     """The entry of a step's ``info`` that holds the forward part of the reward."""
     discount: float = 0.99
+    family: Family = "gymnasium"
+    ram: tuple[int, ...] = ()
+    """Atari: the RAM bytes that ``--obs ram`` shows, public knowledge of the game; () for all."""
+    fire: int | None = None
+    """Atari: the action that starts each life."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``gymnasium.make``."""
     observations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -38,6 +45,25 @@ class EnvironmentSpec:
     unit: tuple[float, ...] = ()
     """What the first numbers are divided by. Both are public constants, the mean and the spread
     under random actions: nothing of a client is in them."""
+
+    def pixels(self, observation: str) -> bool:
+        """Whether states are stacked grey frames."""
+        return self.family != "gymnasium" and observation == "default"
+
+
+def _atari(
+    name: str, gym_id: str, summary: str, ram: tuple[int, ...] = (), fire: int | None = None
+) -> EnvironmentSpec:
+    return EnvironmentSpec(
+        name,
+        gym_id,
+        "dqn",
+        f"Atari, {summary}; 84x84x4 grey frames, or --obs ram",
+        family="atari",
+        observations={"ram": {}},
+        ram=ram,
+        fire=fire,
+    )
 
 
 ENVIRONMENTS: dict[str, EnvironmentSpec] = {
@@ -67,6 +93,19 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
             options={"is_slippery": False},
             one_hot=True,
         ),
+        # Ball and rackets: x and y of the ball, y of the opponent's racket and of the own.
+        _atari("pong", "ALE/Pong-v5", "table tennis", ram=(49, 54, 50, 51)),
+        _atari("qbert", "ALE/Qbert-v5", "hops on a pyramid"),
+        # x of the paddle, x and y of the ball.
+        _atari("breakout", "ALE/Breakout-v5", "bat, ball and bricks", ram=(72, 99, 101), fire=1),
+        _atari("seaquest", "ALE/Seaquest-v5", "submarine"),
+        EnvironmentSpec(
+            "carracing",
+            "CarRacing-v3",
+            "dqn",
+            "Box2D racing, five actions, 84x84x4 grey frames",
+            family="car racing",
+        ),
     )
 }
 
@@ -86,7 +125,7 @@ def environment_spec(name: str) -> EnvironmentSpec:
 
 
 def make_environment(name: str, observation: str = "default") -> gym.Env:
-    """One Gymnasium environment with float32 vector observations or its native ones.
+    """One Gymnasium environment: float32 vectors, or stacked grey frames (4, 84, 84) as uint8.
 
     Raises:
         BadInput: unknown environment, or an observation that it does not offer.
@@ -103,6 +142,14 @@ def make_environment(name: str, observation: str = "default") -> gym.Env:
                 f"--obs {observation}: {name} has no such observation (allowed: {allowed})"
             )
         options = dict(spec.observations[observation])
+    if spec.family == "atari":
+        from privguard.atari import make_atari
+
+        return make_atari(spec.gym_id, observation, spec.ram, spec.fire)
+    if spec.family == "car racing":
+        from privguard.car_racing import make_car_racing
+
+        return make_car_racing()
     if spec.agent == "td3":
         _silence_mujoco()
     # The checker re-validates every step; our tests do that once per environment.
@@ -122,6 +169,19 @@ def make_environment(name: str, observation: str = "default") -> gym.Env:
             env, lambda x: ((x - centre) / unit).astype(np.float32), single
         )
     return env
+
+
+def make_learning_environment(name: str, observation: str = "default") -> gym.Env:
+    """The same with the rewards that clients learn from: of games clipped to [-1, 1].
+
+    As in Mnih et al. 2015, so that one learning rate serves every game. Evaluation sees the score.
+    """
+    import gymnasium as gym
+
+    env = make_environment(name, observation)
+    if environment_spec(name).family == "gymnasium":
+        return env
+    return gym.wrappers.ClipReward(env, -1.0, 1.0)
 
 
 def observation_scale(

@@ -65,7 +65,7 @@ def make_spec(
             observation=observation,
             defenses=tuple(grids),
             attacks=tuple(dict.fromkeys(attacks)) or default_attacks(granted, name),
-            seeds=seeds if seeds is not None else budget(name, env).seeds,
+            seeds=seeds if seeds is not None else budget(name, env, observation).seeds,
             clients=clients,
             batch_size=batch_size,
             local_steps=local_steps,

@@ -75,7 +75,7 @@ def fresh_captures(
     """Probes of an undefended federation at initialisation, on random experience; seconds."""
     from privguard.environments import environment_spec
 
-    smoke = budget("smoke", env).model_copy(
+    smoke = budget("smoke", env, observation).model_copy(
         update={
             "rounds": 1,
             "warmup_steps": 1000,
@@ -90,7 +90,7 @@ def fresh_captures(
         seed=seed,
         probe_batch_size=probe_batch_size,
         budget=smoke,
-        agent=agent_settings(environment_spec(env), None),
+        agent=agent_settings(environment_spec(env), None, observation=observation),
     )
     training = CellTraining(cell)
     training.run()

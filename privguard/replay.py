@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,10 +12,9 @@ import torch
 from torch import Tensor
 
 from attacks.transitions import Transitions
+from privguard.frame_stacks import FrameStacks
 
 Sampling = Literal["uniform", "poisson"]
-
-_FIELDS = ("state", "action", "reward", "next_state", "terminated")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,19 @@ class ReplayShapes:
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
 
+    @property
+    def stacked_frames(self) -> bool:
+        """Whether states are stacks (K, H, W) of grey frames, which are then stored once each."""
+        return self.state_dtype == torch.uint8 and len(self.state_shape) == 3
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one stored transition takes, near enough."""
+        if self.stacked_frames:
+            return math.prod(self.state_shape[1:])
+        states = 2 * math.prod(self.state_shape) * self.state_dtype.itemsize
+        return states + math.prod(self.action_shape) * self.action_dtype.itemsize + 8
+
 
 class Replay:
     """Fixed-capacity store of transitions; the oldest are overwritten when it is full."""
@@ -35,12 +48,14 @@ class Replay:
         self.size = 0
         self.added = 0
         self._columns = {
-            "state": torch.zeros((capacity, *shapes.state_shape), dtype=shapes.state_dtype),
             "action": torch.zeros((capacity, *shapes.action_shape), dtype=shapes.action_dtype),
             "reward": torch.zeros(capacity),
-            "next_state": torch.zeros((capacity, *shapes.state_shape), dtype=shapes.state_dtype),
             "terminated": torch.zeros(capacity),
         }
+        self._frames = FrameStacks(capacity, shapes.state_shape) if shapes.stacked_frames else None
+        if self._frames is None:
+            states = torch.zeros((2, capacity, *shapes.state_shape), dtype=shapes.state_dtype)
+            self._columns |= {"state": states[0], "next_state": states[1]}
         # NumPy views of the same memory: writing one row through torch costs ten times as much.
         self._rows = {name: column.numpy() for name, column in self._columns.items()}
 
@@ -55,10 +70,15 @@ class Replay:
         """Stores one transition. ``terminated`` only: a time limit does not end the bootstrap."""
         at = self.added % self.capacity
         rows = self._rows
-        rows["state"][at] = state
+        if self._frames is None:
+            rows["state"][at] = state
+            rows["next_state"][at] = next_state
+        else:
+            full = self.size == self.capacity
+            oldest = (at + 1) % self.capacity if full else 0
+            self._frames.put(at, state, next_state, oldest)
         rows["action"][at] = action
         rows["reward"][at] = reward
-        rows["next_state"][at] = next_state
         rows["terminated"][at] = terminated
         self.added += 1
         self.size = min(self.added, self.capacity)
@@ -83,7 +103,12 @@ class Replay:
     def rows(self, indices: np.ndarray | Tensor) -> Transitions:
         """The transitions at ``indices``."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return Transitions(**{name: self._columns[name][index] for name in _FIELDS})
+        fields = {name: column[index] for name, column in self._columns.items()}
+        if self._frames is not None:
+            state, next_state = self._frames.stacks(index.numpy())
+            fields["state"] = torch.from_numpy(state)
+            fields["next_state"] = torch.from_numpy(next_state)
+        return Transitions(**fields)
 
     def recent_actions(self, count: int) -> np.ndarray:
         """The last ``count`` actions, oldest first.
@@ -98,7 +123,8 @@ class Replay:
 
     def tensors(self) -> dict[str, Tensor]:
         """The filled part of every column, for a checkpoint."""
-        return {name: column[: self.size] for name, column in self._columns.items()}
+        filled = {name: column[: self.size] for name, column in self._columns.items()}
+        return filled if self._frames is None else filled | self._frames.tensors(self.size)
 
     def restore(self, tensors: dict[str, Tensor], added: int) -> None:
         """Puts back what ``tensors`` gave."""
@@ -106,6 +132,8 @@ class Replay:
         self.added = added
         for name, column in self._columns.items():
             column[: self.size] = tensors[name]
+        if self._frames is not None:
+            self._frames.restore(tensors)
 
 
 def stack(replays: Sequence[Replay], indices: Sequence[np.ndarray]) -> tuple[Transitions, Tensor]:

@@ -121,15 +121,23 @@ _QUICK_ROUNDS = {
     "hopper": 30_000,
     "walker2d": 40_000,
     "frozenlake": 1_500,
+    "pong ram": 50_000,
+    "qbert ram": 50_000,
+    "breakout ram": 50_000,
+    "seaquest ram": 50_000,
 }
 
 
-def budget(name: BudgetName, env: str) -> Budget:
+def budget(name: BudgetName, env: str, observation: str = "default") -> Budget:
     """The budget ``name`` for an environment: all its numbers stand here.
 
     ``quick`` is the shortest in which the undefended agent really learns, ``standard`` three times
-    that, ``full`` a million environment steps of each client.
+    that, ``full`` a million environment steps of each client. Pixels have their own numbers.
     """
+    if environment_spec(env).pixels(observation):
+        return _pixel_budget(name)
+    played = env if observation == "default" else f"{env} {observation}"
+    quick = _QUICK_ROUNDS.get(played) or _QUICK_ROUNDS[env]
     warmup = 100 if env == "frozenlake" else 500
     if name == "smoke":
         return Budget(
@@ -145,8 +153,8 @@ def budget(name: BudgetName, env: str) -> Budget:
             seeds=1,
         )
     rounds = {
-        "quick": _QUICK_ROUNDS[env],
-        "standard": 3 * _QUICK_ROUNDS[env],
+        "quick": quick,
+        "standard": 3 * quick,
         "full": 1_000_000,
     }[name]
     return Budget(
@@ -160,6 +168,27 @@ def budget(name: BudgetName, env: str) -> Budget:
         captures=(0.0, 0.5, 1.0),
         probe_draws=2,
         seeds=3,
+    )
+
+
+def _pixel_budget(name: BudgetName) -> Budget:
+    """The budget ``name`` for a convolutional network: a round costs some 30 ms on one core.
+
+    Atari takes millions of frames, so ``quick`` trains a network only partly: it is long enough
+    for leakage, not for reward. ``standard`` is an hour or so a cell, ``full`` a day or more.
+    """
+    smoke = name == "smoke"
+    return Budget(
+        name=name,
+        rounds={"smoke": 20, "quick": 2_000, "standard": 100_000, "full": 1_000_000}[name],
+        warmup_steps=40 if smoke else 500,
+        evaluations=1 if smoke else 10,
+        final_evaluations=1 if smoke else 3,
+        episodes=1 if smoke else 2,
+        baseline_episodes=1 if smoke else 4,
+        captures=(1.0,) if smoke else (0.0, 1.0),
+        probe_draws=1,
+        seeds=1 if smoke else 3,
     )
 
 
@@ -207,18 +236,38 @@ class CellSpec(Specification):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_RECIPES: dict[str, TD3Settings] = {
+_RECIPES: dict[str, TD3Settings | DQNSettings] = {
     # Small minibatches and an early fall of the rates: Ant's gait needs many rounds, then calm.
     "ant": TD3Settings(batch_size=32, decay_from=0.3),
 }
 """Recipes that differ from their agent's own."""
 
+# Mnih et al. 2015, with Adam: a dense layer of 512 behind the convolutions.
+_PIXELS = DQNSettings(hidden=(512,), learning_rate=2.5e-4, exploration=0.1, batch_size=8)
+_RAM = DQNSettings(
+    hidden=(128, 128),
+    layer_norm=True,
+    learning_rate=5e-4,
+    tau=0.005,
+    exploration=0.1,
+    batch_size=64,
+)
+
 
 def agent_settings(
-    env: EnvironmentSpec, batch_size: int | None, local_steps: int = 1
+    env: EnvironmentSpec,
+    batch_size: int | None,
+    local_steps: int = 1,
+    observation: str = "default",
 ) -> TD3Settings | DQNSettings:
     """The environment's learning recipe, with another minibatch size if one is given."""
-    settings = _RECIPES.get(env.name, TD3Settings()) if env.agent == "td3" else DQNSettings()
+    if env.pixels(observation):
+        settings: TD3Settings | DQNSettings = _PIXELS
+    elif observation == "ram":
+        settings = _RAM
+    else:
+        agents: dict[str, TD3Settings | DQNSettings] = {"td3": TD3Settings(), "dqn": DQNSettings()}
+        settings = _RECIPES.get(env.name, agents[env.agent])
     changes = {"local_steps": local_steps}
     if batch_size is not None:
         changes["batch_size"] = batch_size
@@ -290,8 +339,8 @@ class SweepSpec(Specification):
                 seed=seed,
                 clients=self.clients,
                 probe_batch_size=self.probe_batch_size,
-                budget=budget(self.budget, self.env),
-                agent=agent_settings(env, self.batch_size, self.local_steps),
+                budget=budget(self.budget, self.env, self.observation),
+                agent=agent_settings(env, self.batch_size, self.local_steps, self.observation),
             )
             for seed, template, level in places
         ]

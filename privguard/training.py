@@ -15,7 +15,11 @@ import defenses
 from attacks.transitions import Transitions
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
-from privguard.environments import environment_spec, make_environment
+from privguard.environments import (
+    environment_spec,
+    make_environment,
+    make_learning_environment,
+)
 from privguard.evaluation import baseline_returns, evaluate, evaluation_seeds
 from privguard.federation import Client, Federation, RoundCost, Server
 from privguard.knowledge import LARGEST_FRACTION, sample_count
@@ -27,8 +31,11 @@ from privguard.spec import CellSpec
 _CHECK_EVERY = 100
 """Rounds between two looks at the clock and at the weights' finiteness."""
 _REFERENCE_SIZE = 4096
-_PRIOR_BYTES = 64 * 2**20
-"""Most that a capture spends on the adversary's samples beyond the default share."""
+_REPLAY_BYTES = 2**30
+"""Most that one client's replay may take: the oldest of more than 150,000 frames are forgotten."""
+_SAMPLE_BYTES = 64 * 2**20
+"""Most that a capture spends on the reference set, and on the adversary's samples beyond the
+default share; images are what this is for."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,11 @@ class CellTraining:
         )
         capacity = budget.warmup_steps + budget.rounds * settings.steps_per_round
         shapes = _replay_shapes(env)
+        capacity = min(capacity, _REPLAY_BYTES // shapes.row_bytes)
         clients = [
             Client(
                 index,
-                make_environment(cell.env, cell.observation),
+                make_learning_environment(cell.env, cell.observation),
                 Replay(capacity, shapes),
                 cell.seed,
             )
@@ -284,10 +292,11 @@ class CellTraining:
             if (client.index, row) not in self.federation.captured_rows
         ]
         known = sample_count(self.cell.prior_fraction, len(pool))
-        used = known + _REFERENCE_SIZE
-        row_bytes = sum(column[0].nbytes for column in clients[0].replay.tensors().values())
+        row = clients[0].replay.rows(np.zeros(1, np.int64))
+        row_bytes = sum(part.nbytes for part in vars(row).values())
+        used = known + min(_REFERENCE_SIZE, _SAMPLE_BYTES // row_bytes)
         largest = sample_count(LARGEST_FRACTION, len(pool))
-        more = min(largest - known, _PRIOR_BYTES // row_bytes)
+        more = min(largest - known, _SAMPLE_BYTES // row_bytes)
         chosen = np.asarray(pool)[rng.permutation(len(pool))]
 
         def transitions(rows: np.ndarray) -> Transitions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -88,10 +89,10 @@ def make_agent(
         TypeError: the action space does not suit the learner.
     """
     assert env.observation_space.shape is not None
-    state_size = int(np.prod(env.observation_space.shape))
+    shape = env.observation_space.shape
     space = env.action_space
     if isinstance(settings, TD3Settings) and isinstance(space, gym.spaces.Box):
-        return TD3(state_size, space.low, space.high, settings, discount, generator)
+        return TD3(math.prod(shape), space.low, space.high, settings, discount, generator)
     if isinstance(settings, DQNSettings) and isinstance(space, gym.spaces.Discrete):
-        return DoubleDQN(state_size, int(space.n), settings, discount, generator)
+        return DoubleDQN(shape, int(space.n), settings, discount, generator)
     raise TypeError(f"{settings.kind} cannot act in {space}")

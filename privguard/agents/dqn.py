@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attacks.transitions import Transitions
-from privguard.agents.networks import dense, flatten_storage, initialise
+from privguard.agents.networks import dense, flatten_storage, initialise, nature_cnn
 from privguard.spec import DQNSettings
 
 
 class DoubleDQN:
-    """A dense Q-network over all actions. ``shared`` is what clients send gradients of."""
+    """A Q-network over all actions, dense or, for stacked frames, convolutional.
+
+    ``shared`` is what clients send gradients of.
+    """
 
     def __init__(
         self,
-        state_size: int,
+        state_shape: tuple[int, ...],
         action_count: int,
         settings: DQNSettings,
         discount: float,
@@ -28,7 +32,13 @@ class DoubleDQN:
         self.discount = discount
         self.action_count = action_count
         self.broadcast = torch.zeros(0)
-        layers = dense([state_size, *settings.hidden, action_count], layer_norm=settings.layer_norm)
+        if len(state_shape) == 3:
+            layers = nature_cnn(
+                state_shape, settings.hidden, action_count, layer_norm=settings.layer_norm
+            )
+        else:
+            sizes = [math.prod(state_shape), *settings.hidden, action_count]
+            layers = dense(sizes, layer_norm=settings.layer_norm)
         self.shared = nn.ModuleDict({"q": nn.Sequential(*layers)})
         initialise(self.shared, generator)
         self.target = copy.deepcopy(self.shared).requires_grad_(False)
@@ -37,7 +47,7 @@ class DoubleDQN:
 
     @torch.no_grad()
     def act(self, states: np.ndarray) -> np.ndarray:
-        """Greedy actions (n,) in states (n, S)."""
+        """Greedy actions (n,) in states (n, *state_shape)."""
         return self.shared["q"](torch.from_numpy(states)).argmax(dim=-1).numpy()
 
     def explore(

@@ -1,4 +1,4 @@
-"""The networks that clients share: dense critics, actors and Q-networks."""
+"""The networks that clients share: dense critics and actors, dense and convolutional Q-networks."""
 
 from __future__ import annotations
 
@@ -65,11 +65,45 @@ class TwinCritic(nn.Module):
         return self.q1(x).squeeze(-1), self.q2(x).squeeze(-1)
 
 
+class GreyLevels(nn.Module):
+    """Maps grey levels 0..255, uint8 or floating point, to [0, 1].
+
+    The network scales, so that states are grey levels everywhere else: in the replay, in captures,
+    and in what attacks optimise.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Floating-point numbers of the same shape; integers become the weights' float32."""
+        return x / 255
+
+
+def nature_cnn(
+    shape: Sequence[int], hidden: Sequence[int], actions: int, *, layer_norm: bool
+) -> list[nn.Module]:
+    """The Q-network of Mnih et al. 2015 for grey levels of ``shape`` (K, H, W).
+
+    Three convolutions (32 of 8x8 by 4, 64 of 4x4 by 2, 64 of 3x3 by 1), then dense layers of the
+    ``hidden`` sizes; the paper has one of 512.
+    """
+    channels, height, width = shape
+    layers: list[nn.Module] = [GreyLevels()]
+    for outputs, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        layers += [skip_init(nn.Conv2d, channels, outputs, kernel, stride), nn.ReLU()]
+        channels, height, width = (
+            outputs,
+            (height - kernel) // stride + 1,
+            (width - kernel) // stride + 1,
+        )
+    sizes = [channels * height * width, *hidden, actions]
+    return [*layers, nn.Flatten(), *dense(sizes, layer_norm=layer_norm)]
+
+
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws all linear layers from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default law."""
+    """Draws all layers from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default law."""
     for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            bound = 1 / math.sqrt(layer.in_features)
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            assert layer.bias is not None
             with torch.no_grad():
                 layer.weight.uniform_(-bound, bound, generator=generator)
                 layer.bias.uniform_(-bound, bound, generator=generator)

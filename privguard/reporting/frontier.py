@@ -106,6 +106,14 @@ class FrontierRow(BaseModel):
     """Of one client: gradient, defence and its share of the aggregation, at the captured rounds."""
     client_seconds_ratio: float | None = None
     """The same relative to the plain gradients of the same minibatches."""
+    psnr_mean: float | None = None
+    """Of images, in dB; None elsewhere, as for the others below."""
+    psnr_prior: float | None = None
+    ssim_mean: float | None = None
+    ssim_prior: float | None = None
+    exact_pixels_mean: float | None = None
+    """Share of pixels that are the true grey level after rounding."""
+    exact_pixels_prior: float | None = None
 
     @property
     def undefended(self) -> bool:
@@ -258,6 +266,11 @@ def _attack_columns(records: list[AttackRecord], seed_of: dict[str, int]) -> dic
         "reward_accuracy_mean": mean("reward_accuracy"),
         "reward_accuracy_prior": mean("reward_accuracy_prior"),
         "identified_prior": mean("identified_prior"),
+        **{
+            f"{name}_{kind}": mean(f"{name}{suffix}")
+            for name in ("psnr", "ssim", "exact_pixels")
+            for kind, suffix in (("mean", ""), ("prior", "_prior"))
+        },
     }
     return columns | ({"seeds": len(by_seed)} if by_seed else {})
 

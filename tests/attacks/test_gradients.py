@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Channel, Observation, Transitions
-from attacks.gradients import DenseGradients, LoopGradients, choose_gradients, dense_layers
+from attacks.gradient_choice import choose_gradients
+from attacks.gradients import DenseGradients, LoopGradients, dense_layers
 from tests.attacks.conftest import Client, random_transitions
 
 

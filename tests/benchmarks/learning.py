@@ -1,6 +1,6 @@
 """How fast the undefended agent learns on one core.
 
-    python tests/benchmarks/learning.py [ENV ...] [--seeds 1] [--budget quick]
+    python tests/benchmarks/learning.py [ENV ...] [--obs default] [--seeds 1] [--rounds N]
 
 Prints the return after each evaluation beside the random and the zero-action policy.
 """
@@ -22,6 +22,7 @@ LOCOMOTION = ["halfcheetah", "hopper", "walker2d", "ant"]
 
 def main(
     envs: Annotated[list[str] | None, typer.Argument(help="Environments.")] = None,
+    obs: Annotated[str, typer.Option(help="Observation, e.g. ram.")] = "default",
     seeds: Annotated[int, typer.Option(help="Seeds.")] = 1,
     rounds: Annotated[int | None, typer.Option(help="Rounds, instead of quick's.")] = None,
 ) -> None:
@@ -29,15 +30,17 @@ def main(
     torch.set_num_threads(1)
     for env in envs or LOCOMOTION:
         for seed in range(seeds):
-            learn(env, seed, rounds)
+            learn(env, obs, seed, rounds)
 
 
-def learn(env: str, seed: int, rounds: int | None) -> None:
+def learn(env: str, obs: str, seed: int, rounds: int | None) -> None:
     """One undefended cell."""
-    quick = budget("quick", env)
+    quick = budget("quick", env, obs)
     numbers = quick if rounds is None else quick.model_copy(update={"rounds": rounds})
-    settings = agent_settings(environment_spec(env), None)
-    cell = CellTraining(CellSpec(env=env, seed=seed, budget=numbers, agent=settings))
+    settings = agent_settings(environment_spec(env), None, observation=obs)
+    cell = CellTraining(
+        CellSpec(env=env, observation=obs, seed=seed, budget=numbers, agent=settings)
+    )
     random, zero = cell.baselines()
     print(f"{env} seed {seed}: random {random:.0f}, zero action {zero:.0f}", flush=True)
 

@@ -10,11 +10,13 @@ from privguard.errors import BadInput
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_every_environment_is_sound_and_gives_float32_vectors(name: str) -> None:
+def test_every_environment_is_sound_and_gives_vectors_or_frames(name: str) -> None:
     env = make_environment(name)
     check_env(env.unwrapped, skip_render_check=True)
     state, _ = env.reset(seed=0)
-    assert state.dtype == np.float32
+    pixels = environment_spec(name).pixels("default")
+    assert state.dtype == (np.uint8 if pixels else np.float32)
+    assert state.ndim == (3 if pixels else 1)
     assert env.observation_space.contains(state)
     env.close()
 

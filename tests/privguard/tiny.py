@@ -23,11 +23,15 @@ def tiny_budget(**changes: object) -> Budget:
 
 
 def tiny_cell(
-    env: str = "frozenlake", defense: str = "none", level: float | None = None
+    env: str = "frozenlake",
+    defense: str = "none",
+    level: float | None = None,
+    observation: str = "default",
 ) -> CellSpec:
-    settings = agent_settings(environment_spec(env), batch_size=8)
+    settings = agent_settings(environment_spec(env), batch_size=8, observation=observation)
     return CellSpec(
         env=env,
+        observation=observation,
         defense=defense,
         level=level,
         budget=tiny_budget(),
