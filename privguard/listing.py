@@ -10,6 +10,9 @@ from privguard.spec import BUDGETS, budget
 
 Catalogue = dict[str, list[dict[str, Any]]]
 
+_DEFAULTS: dict[str, Any] = {"level": None, "grid": [], "in_default_sweep": True}
+"""What a defence's decorator may leave out."""
+
 
 def catalogue() -> Catalogue:
     """Environments, defences, attacks and budgets as plain data."""
@@ -25,7 +28,7 @@ def catalogue() -> Catalogue:
             for spec in ENVIRONMENTS.values()
         ],
         "defenses": [
-            {"name": entry.name, **{"level": None, "grid": [], **entry.properties}}
+            {"name": entry.name, **_DEFAULTS, **entry.properties}
             for entry in defense_entries().values()
         ],
         "attacks": [
@@ -47,11 +50,13 @@ def render(entries: Catalogue) -> str:
     lines = ["Environments"]
     for env in entries["environments"]:
         lines.append(f"  {env['name']:<12} {env['id']:<16} {env['agent']:<4} {env['summary']}")
-    lines += ["", "Defences (level: default grid)"]
+    lines += ["", "Defences (level: default grid; * part of a sweep that names none)"]
+    width = max(len(defense["name"]) for defense in entries["defenses"])
     for defense in entries["defenses"]:
         grid = ", ".join(f"{level:g}" for level in defense["grid"])
         level = f" [{defense['level']}: {grid}]" if defense["level"] else ""
-        lines.append(f"  {defense['name']:<12} {defense['summary']}{level}")
+        mark = "*" if defense["in_default_sweep"] else " "
+        lines.append(f"{mark} {defense['name']:<{width}} {defense['summary']}{level}")
     lines += ["", "Attacks"]
     lines += [f"  {attack['name']:<12} {attack['summary']}" for attack in entries["attacks"]]
     lines += ["", "Budgets"]
