@@ -92,7 +92,6 @@ def test_it_is_in_no_default_sweep():
     templates = [grid.template for grid in default_grids(4)]
     assert not any(template.startswith("he") for template in templates)
     assert "secagg={level}" in templates
-    assert "distributed-dp={level}" in templates
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "inf", "1e9"])

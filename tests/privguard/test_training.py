@@ -84,7 +84,9 @@ def test_a_resumed_cell_ends_where_an_unbroken_one_does(name: str) -> None:
     assert_same(unbroken, resumed)
     for training in (unbroken, resumed):
         costs = training.federation.costs
-        assert len(costs) == len(training.captures.captures)
+        # A round that too few clients answered has no cost to measure.
+        opened = [c for c in training.captures.captures if c.releases["deployed"]]
+        assert len(costs) == len(opened)
         assert all(cost.defended > 0 and cost.plain > 0 for cost in costs)
 
 
@@ -205,7 +207,8 @@ def test_attacks_know_who_is_in_a_sum(cell: CellSpec) -> None:
             assert observation.channel.noise_std == pytest.approx(share / members**0.5)
             assert observation.batch_size == members
     assert sizes == ({4} if cell.defense.endswith("secagg") else {3, 4})
-    for record in audit.run("learned", lambda stage: None):
+    for attacked in audit.run("learned", lambda stage: None):
+        record = attacked.record
         assert "sum over clients" in record.skipped or "mixes" in record.skipped
         assert record.batch_size == 4 * {"probe": 1, "deployed": 8}[record.release]
 
@@ -217,7 +220,7 @@ def test_an_attack_runs_on_sums_of_different_sizes() -> None:
     probes = captures.captures[0].releases["probe"]
     assert {len(release.members) for release in probes} == {3, 4}
     audit = Audit.prepare(cell, captures, Knowledge())
-    record = audit.run_attack(get_attack("map"), "map", "probe")
+    record = audit.run_attack(get_attack("map"), "map", "probe").record
     assert not record.skipped
     assert len(record.targets) == len(probes)
     assert record.batch_size == 4
