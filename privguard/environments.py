@@ -38,6 +38,9 @@ class EnvironmentSpec:
     """Keyword arguments of ``gymnasium.make``."""
     observations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Other observations on offer: name -> keyword arguments that replace ``options``."""
+    clip_norm: float = 1.0
+    """What dp-sgd clips a sample's gradient to in a sweep that names no defence; a public constant.
+    Rare large TD errors, such as those of a fall, must keep their weight."""
     one_hot: bool = False
     """Discrete observations become one-hot vectors (float32)."""
     centre: tuple[float, ...] = ()
@@ -77,6 +80,7 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
             "reward_forward",
             options={"include_cfrc_ext_in_observation": False},
             observations={"contact": {"include_cfrc_ext_in_observation": True}},
+            clip_norm=100.0,
             # Height, orientation, hips and ankles; then their velocities.
             centre=(0.46, 0, 0, 0, 0, 0, 0.87, 0, -0.87, 0, -0.87, 0, 0.87),
             unit=(0.22, *[0.44] * 4, *[0.41, 0.28] * 4, *[0.64] * 3, *[1.5] * 3, *[4.3] * 8),

@@ -10,27 +10,37 @@ from defenses.registry import DefenseInfo, get_defense_info
 from privguard.spec import DefenseGrid, defense_text
 
 
-def default_grids(clients: int, local_steps: int = 1) -> list[DefenseGrid]:
+def default_grids(clients: int, local_steps: int = 1, clip_norm: float = 1.0) -> list[DefenseGrid]:
     """Every defence of a default sweep on its own grid, the undefended control first.
 
-    With several local steps those that act on single samples are left out.
+    With several local steps those that act on single samples are left out; ``clip_norm`` is theirs.
     """
     names = [
         name
         for name, info in defenses.available_defenses().items()
         if info.in_default_sweep and (local_steps == 1 or info.stage != "per-sample")
     ]
-    return [DefenseGrid(template="none", levels=()), *(parse_grid(name, clients) for name in names)]
+    grids = [parse_grid(name, clients) for name in names]
+    if clip_norm != 1.0:
+        grids = [
+            grid.model_copy(update={"template": f"{grid.template}@clip={clip_norm:g}"})
+            if grid.template == "dp-sgd={level}"
+            else grid
+            for grid in grids
+        ]
+    return [DefenseGrid(template="none", levels=()), *grids]
 
 
-def chosen_grids(texts: Sequence[str], clients: int, local_steps: int = 1) -> list[DefenseGrid]:
+def chosen_grids(
+    texts: Sequence[str], clients: int, local_steps: int = 1, clip_norm: float = 1.0
+) -> list[DefenseGrid]:
     """The grids that the user named; without any, all of them. The control is always included.
 
     Raises:
         defenses.DefenseError: one line that says which defence is wrong and what is allowed.
     """
     if not texts:
-        return default_grids(clients, local_steps)
+        return default_grids(clients, local_steps, clip_norm)
     grids = [parse_grid(text, clients) for text in texts if text.strip() != "none"]
     return [DefenseGrid(template="none", levels=()), *grids]
 

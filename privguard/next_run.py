@@ -105,7 +105,9 @@ def _longer_budget(spec: SweepSpec, directory: Path, reason: str) -> NextRun:
 def _larger_batch(spec: SweepSpec, directory: Path) -> str:
     from privguard.environments import environment_spec
 
-    settings = agent_settings(environment_spec(spec.env), spec.batch_size, spec.local_steps)
+    settings = agent_settings(
+        environment_spec(spec.env), spec.batch_size, spec.local_steps, spec.observation
+    )
     larger = coarse(spec).model_copy(update={"batch_size": 2 * settings.batch_size})
     return sweep_command_line(
         larger, directory.with_name(f"{directory.name}-batch{larger.batch_size}")
@@ -117,11 +119,14 @@ def sweep_command_line(spec: SweepSpec, directory: Path, *options: str) -> str:
 
     Options that say what is the default anyway are left out.
     """
+    from privguard.environments import environment_spec
     from privguard.grids import default_grids
 
     words = ["privguard", "sweep", "--env", spec.env]
     grids = coarse(spec).defenses
-    if list(grids) != default_grids(spec.clients, spec.local_steps):
+    if list(grids) != default_grids(
+        spec.clients, spec.local_steps, environment_spec(spec.env).clip_norm
+    ):
         named = [grid for grid in grids if grid.template != "none"]
         for grid in named:
             words += ["--defense", grid_text(grid)]

@@ -59,7 +59,8 @@ def make_spec(
             from privguard.grids import chosen_grids
 
             texts = calibrated_defenses(defenses, env, name, batch_size)
-            grids = chosen_grids(texts, clients, local_steps)
+            clip_norm = environment_spec(env).clip_norm
+            grids = chosen_grids(texts, clients, local_steps, clip_norm)
         spec = SweepSpec(
             env=env,
             observation=observation,

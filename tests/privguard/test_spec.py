@@ -135,5 +135,11 @@ def test_defences_of_single_samples_are_no_default_with_local_steps() -> None:
     assert names == default_names() - {"dp-sgd"} | {"none"}
 
 
+def test_the_default_sweep_clips_to_what_suits_the_environment() -> None:
+    templates = [grid.template for grid in default_grids(clients=4, clip_norm=100.0)]
+    assert "dp-sgd={level}@clip=100" in templates
+    assert "clip={level}" in templates
+
+
 def test_the_control_is_always_there() -> None:
     assert [g.template for g in chosen_grids(["clip=1"], 4)] == ["none", "clip={level}"]
