@@ -93,7 +93,9 @@ def _refine(spec: SweepSpec, directory: Path, limits: Limits) -> str:
 def _longer_budget(spec: SweepSpec, directory: Path, reason: str) -> NextRun:
     names = get_args(BudgetName)
     longer = names[min(names.index(spec.budget) + 1, len(names) - 1)]
-    seeds = budget(longer, spec.env).seeds if spec.budget == "smoke" else spec.seeds
+    seeds = (
+        budget(longer, spec.env, spec.observation).seeds if spec.budget == "smoke" else spec.seeds
+    )
     # Attacks that the smoke budget left out by default come back with a longer one.
     defaults = spec.attacks == default_attacks(spec.knowledge, spec.budget)
     attacks = default_attacks(spec.knowledge, longer) if defaults else spec.attacks

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privguard.catalogue import nearest
-from privguard.environments import environment_spec
+from privguard.environments import ENVIRONMENTS, environment_spec
 from privguard.errors import BadInput
 from privguard.options import plugins, positive
 from privguard.reporting.limits import Limits
@@ -65,6 +65,9 @@ def predict_command(
         raise BadInput(f"--clip {clip:g}: must be a finite number above 0")
     if seed < 0:
         raise BadInput(f"--seed {seed}: must be 0 or more")
+    if environment_spec(env).agent == "dqn":
+        continuous = ", ".join(name for name, one in ENVIRONMENTS.items() if one.agent == "td3")
+        raise BadInput(f"--env {env}: no floor for discrete actions (allowed: {continuous})")
     from privguard.predict import fresh_captures, predict, render, run_captures
 
     if run is None:

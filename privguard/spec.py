@@ -110,8 +110,9 @@ class Budget(Specification):
 
 BUDGETS: dict[BudgetName, str] = {
     "smoke": "seconds a cell and two attacks: to try the command; its policies have learnt nothing",
-    "quick": "the shortest in which an undefended agent really learns: one to six minutes a cell",
-    "standard": "three times quick",
+    "quick": "the shortest in which an undefended agent really learns: one to six minutes a cell; "
+    "on frames a network trained a little, to see what leaks",
+    "standard": "three times quick; on frames an hour a cell, still too short for most games",
     "full": "a million rounds a cell: for a cluster",
 }
 

@@ -22,9 +22,9 @@ _SCRIPTS = ("charts.js", "frontier.js", "panels.js", "leaks.js", "page.js")
 
 _ASSUMPTIONS = (
     "Reconstruction accuracy (RA): the share of state and action coordinates found to within a "
-    "tenth of their standard deviation. Identified: the share of records whose reconstruction is "
-    "nearer to the true one than to 999 others. NMSE: squared error in units of each coordinate's "
-    "variance, so guessing the mean scores about 1.",
+    "tenth of their standard deviation; of pixels, to within 8 of 255 grey levels. Identified: the "
+    "share of records whose reconstruction is nearer to the true one than to 999 others. NMSE: "
+    "squared error in units of each coordinate's variance, so guessing the mean scores about 1.",
     "The floor is the local Bayesian Cramér-Rao bound under the best Gaussian prior: it limits "
     "every attack that knows no more than that. It is given where the defence's noise has a "
     "likelihood.",

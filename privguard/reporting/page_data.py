@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from privguard.records import CellRecord
 from privguard.reporting.flags import by_privacy
-from privguard.reporting.frames import is_stack, newest_frame
+from privguard.reporting.frames import is_stack, newest_frame, psnr
 from privguard.reporting.frontier import FrontierRow, headline, pareto
 from privguard.reporting.frontier_axes import CLIP_BELOW
 from privguard.reporting.leaks import Leak, scatter
@@ -114,7 +114,9 @@ def _views(rows: Sequence[FrontierRow], places: dict[int, int]) -> Json:
     }
     identified = _largest(rows, lambda row: row.identified_mean)
     nearest = _largest(rows, lambda row: None if row.nmse_mean is None else -row.nmse_mean)
+    clearest = _largest(rows, lambda row: row.psnr_mean)
     worst = {"ra": strongest, "leakage": strongest, "identified": identified, "nmse": nearest}
+    worst |= {"psnr": clearest} if clearest else {}
     return {
         "attacks": attacks,
         "worst": {measure: ordered(chosen) for measure, chosen in worst.items()},
@@ -177,6 +179,8 @@ def _leak(leak: Leak, places: dict[int, int], picture: Picture) -> Json:
             [_embedded(newest_frame(s) if is_stack(s) else picture(s)) for s in pair]
             for pair in leak.states()
         ],
+        # One a target where states are frames, in dB.
+        "psnr": [rounded("", psnr(*pair)) for pair in leak.states() if is_stack(pair[0])],
     }
 
 

@@ -34,7 +34,12 @@ class Table:
 
 
 def defense_tables(rows: Sequence[FrontierRow]) -> list[Table]:
-    """For each defence and kind of release its levels against their strongest attacks."""
+    """For each defence and kind of release its levels against their strongest attacks.
+
+    Where states are images, how clear their reconstructions are follows the general scores.
+    """
+    images = any(row.psnr_mean is not None for row in rows)
+    header = (*_HEADER, *(_IMAGE_HEADER if images else ()))
     tables = []
     for defense in dict.fromkeys(row.defense for row in rows):
         own = [row for row in rows if row.defense == defense]
@@ -46,8 +51,8 @@ def defense_tables(rows: Sequence[FrontierRow]) -> list[Table]:
             if strongest:
                 caption = f"{defense}, {name}: strongest attack at each level"
                 level = own[0].level_name or "level"
-                lines = [_line(row) for row in strongest]
-                tables.append(Table(title, caption, (level, *_HEADER), lines, notes))
+                lines = [_line(row) + (_image_part(row) if images else ()) for row in strongest]
+                tables.append(Table(title, caption, (level, *header), lines, notes))
                 title, notes = "", []
     return tables
 
@@ -84,6 +89,22 @@ _HEADER = (
     "seeds",
     "state",
 )
+
+_IMAGE_HEADER = ("PSNR (dB)", "guess", "SSIM", "guess", "exact pixels", "guess")
+
+
+def _image_part(row: FrontierRow) -> tuple[str, ...]:
+    return tuple(
+        _number(value)
+        for value in (
+            row.psnr_mean,
+            row.psnr_prior,
+            row.ssim_mean,
+            row.ssim_prior,
+            row.exact_pixels_mean,
+            row.exact_pixels_prior,
+        )
+    )
 
 
 def _line(row: FrontierRow) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from privguard.reporting.returns import return_scale
 from privguard.reporting.statistics import coverage_text
 from privguard.reporting.wording import (
     guarantee_text,
+    image_text,
     interval_text,
     return_text,
     short_number,
@@ -156,7 +157,7 @@ def _controls(cells: Sequence[CellRecord], rows: Sequence[FrontierRow]) -> list[
     controls = [row for row in rows if row.undefended]
     lines = [
         f"{row.attack} on the undefended {row.release} release (batch {row.batch_size}): leakage "
-        f"{interval_text(row.leakage_mean, row.leakage_low, row.leakage_high)}"
+        f"{interval_text(row.leakage_mean, row.leakage_low, row.leakage_high)}{image_text(row)}"
         for row in controls
         if row.attack is not None
     ]
@@ -209,7 +210,8 @@ def _assumptions(cells: Sequence[CellRecord], recommendation: Recommendation) ->
     lines = [
         recommendation.threat_model,
         "Leakage is the share of (s, a) coordinates reconstructed to within 0.1 standard "
-        "deviations, above what guessing from the prior reaches, rescaled to [0, 1].",
+        "deviations (pixels: 8 of 255 grey levels), above what guessing from the prior reaches, "
+        "rescaled to [0, 1].",
         f"Intervals: {coverage_text(len({cell.seed for cell in cells}))}.",
         "Normalised return: 0 is the better of a random and a zero-action policy, 1 the "
         "undefended policy.",

@@ -72,6 +72,7 @@ def test_scaled_information_is_that_of_the_noise() -> None:
         ({"batch_size": 0}, "--batch-size 0"),
         ({"env": "antt"}, "did you mean 'ant'"),
         ({"env": "frozenlake"}, "no floor for discrete actions"),
+        ({"env": "pong"}, r"--env pong: no floor for discrete actions \(allowed: ant, "),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], message: str) -> None:

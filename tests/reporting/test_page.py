@@ -247,7 +247,27 @@ def test_frames_need_no_display(tmp_path):
     assert second == [first[0], None]
     image = Image.open(io.BytesIO(base64.b64decode(first[0].partition(",")[2])))
     assert image.size == (30, 20)
+    # 0.4 levels of error everywhere in one, nothing known of the other.
+    assert data_of(text)["leaks"][0]["psnr"] == [pytest.approx(56.09, abs=0.01), None]
     assert np.asarray(image.convert("L"))[[5, 15], 15].tolist() == pytest.approx([200, 0], abs=3)
+
+
+def test_scores_of_images_stand_beside_guessing(tmp_path):
+    one = cell()
+    record = attack(one)
+    extra = {"psnr": 31.0, "psnr_prior": 29.0, "ssim": 0.9, "ssim_prior": 0.8}
+    extra |= {"exact_pixels": 0.6, "exact_pixels_prior": 0.5}
+    scored = [t.model_copy(update={"scores": t.scores | extra}) for t in record.targets]
+    seen = record.model_copy(update={"targets": scored})
+    write_page(tmp_path, [one], [seen], command="x")
+    text = (tmp_path / "index.html").read_text()
+    assert data_of(text)["views"]["probe"]["worst"]["psnr"] == [0]
+    assert "PSNR 31.0 dB (guess 29.0), exact pixels 0.60 (guess 0.50)" in text
+    assert '<th scope="col">PSNR (dB)</th>' in text
+    write_page(tmp_path, [one], [record], command="x")
+    plain = (tmp_path / "index.html").read_text()
+    assert "psnr" not in data_of(plain)["views"]["probe"]["worst"]
+    assert ">PSNR (dB)<" not in plain
 
 
 def test_text_from_records_cannot_end_the_data_block(tmp_path):

@@ -9,6 +9,8 @@ const MEASURES = {
     chance: "identified_prior", chanceText: "guessing from the prior", limit: () => null },
   nmse: { label: "error (NMSE), high is private", log: true, chanceText: "guessing the mean",
     limit: (row) => row.floor_nmse },
+  psnr: { label: "PSNR of the frames (dB)", free: true, chance: "psnr_prior",
+    chanceText: "guessing from the prior", limit: () => null },
 };
 const SMALLEST_ERROR = 1e-6;
 
@@ -38,7 +40,7 @@ function title(row, measure) {
 function shownRows() {
   const view = data.views[state.release];
   if (!view) return [];
-  const places = state.attack === "worst" ? view.worst[state.measure] : view.alone[state.attack] ?? [];
+  const places = state.attack === "worst" ? view.worst[state.measure] ?? [] : view.alone[state.attack] ?? [];
   return places.map((place) => data.rows[place]).filter((row) => !state.hidden.has(row.defense));
 }
 
@@ -74,6 +76,10 @@ function drawFrontier() {
   if (measure.log) {
     const all = [1, ...drawable.flatMap((row) => [value(row), measure.limit(row)]).filter((v) => v !== null)];
     [y.low, y.high] = [Math.max(SMALLEST_ERROR, Math.min(...all)) / 1.5, Math.max(...all) * 1.5];
+  }
+  if (measure.free) {
+    const all = drawable.flatMap((row) => [value(row), row[measure.chance]]).filter((v) => v !== null);
+    [y.low, y.high] = [Math.min(...all) - 2, Math.max(...all) + 2];
   }
   const front = new Set(state.attack === "worst" ? data.views[state.release].front : []);
   const series = data.defenses.map((defense) => ({

@@ -33,6 +33,13 @@ function foundText(points) {
   return `${found} of ${points.length} coordinates within ${TOLERANCE} σ`;
 }
 
+// What a picture shows: of frames how clear it is, else how many coordinates are found.
+function pictureText(leak, example) {
+  if (!leak.psnr.length) return foundText(leak.points[example]);
+  const psnr = leak.psnr[example];
+  return psnr === null ? "not reconstructed" : `PSNR ${psnr.toFixed(1)} dB over all frames`;
+}
+
 function drawPictures() {
   const host = document.getElementById("pictures");
   if (!host) return;
@@ -47,7 +54,7 @@ function drawPictures() {
       const shown = document.createElement(picture ? "img" : "div");
       if (picture) {
         shown.src = picture;
-        shown.alt = index ? `State reconstructed by ${row.attack} under ${levelName(row)}: ${foundText(leak.points[example])}`
+        shown.alt = index ? `State reconstructed by ${row.attack} under ${levelName(row)}: ${pictureText(leak, example)}`
           : `True state behind a release of round ${leak.rounds[example]}`;
       } else {
         shown.className = "unknown";
@@ -57,7 +64,7 @@ function drawPictures() {
       pair.append(cell);
     });
     box.append(pair, Object.assign(document.createElement("p"), {
-      textContent: `${foundText(leak.points[example])}; round ${leak.rounds[example].toLocaleString("en")}` }));
+      textContent: `${pictureText(leak, example)}; round ${leak.rounds[example].toLocaleString("en")}` }));
   });
 }
 

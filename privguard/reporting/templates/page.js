@@ -51,7 +51,7 @@ function legend(id, styles, onToggle) {
 function chooseRelease() {
   const attacks = data.views[state.release]?.attacks ?? [];
   if (!attacks.includes(state.attack)) state.attack = "worst";
-  choices("attack", [["worst", `worst case over ${attacks.length} attacks`], ...attacks.map((name) => [name, `${name} alone`])],
+  choices("attack", [["worst", attacks.length === 1 ? `worst case (${attacks[0]} alone ran)` : `worst case over ${attacks.length} attacks`], ...attacks.map((name) => [name, `${name} alone`])],
     "attack", drawFrontier);
   drawFrontier();
   drawLevels();
@@ -68,8 +68,9 @@ function drawAll() {
 choices("release", Object.keys(data.views).map((name) => [name,
   name === "probe" ? "probe: single records, the worst case" : "deployed: the minibatches that trained the policy"]),
   "release", chooseRelease);
+const imaged = Object.values(data.views).some((view) => "psnr" in view.worst);
 choices("measure", [["ra", "reconstruction accuracy (RA)"], ["leakage", "leakage"], ["identified", "identified"],
-  ["nmse", "error (NMSE)"]], "measure", drawFrontier);
+  ["nmse", "error (NMSE)"], ...(imaged ? [["psnr", "PSNR (dB)"]] : [])], "measure", drawFrontier);
 const rounds = data.leaks.reduce((most, leak) => leak.rounds.length > most.length ? leak.rounds : most, []);
 state.example = Math.max(0, rounds.length - 1);
 choices("example", rounds.map((round, i) => [String(i), `${i + 1} of ${rounds.length}: round ${round.toLocaleString("en")}`]),
