@@ -87,8 +87,8 @@ class FrontierRow(BaseModel):
     reward_accuracy_mean: float | None
     reward_accuracy_prior: float | None
     identified_prior: float | None
-    identified_low: float | None
-    identified_high: float | None
+    identified_low: float | None = None
+    identified_high: float | None = None
     """Widened to what so few targets can show (``statistics.bootstrap_share``)."""
     gradient_norm: float | None
     noise_norm: float | None

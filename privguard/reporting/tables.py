@@ -15,8 +15,8 @@ from privguard.reporting.frontier import FrontierRow
 
 COLUMNS: tuple[str, ...] = tuple(FrontierRow.model_fields)
 """Header of ``frontier.csv``."""
-_REQUIRED = tuple(name for name, field in FrontierRow.model_fields.items() if field.is_required())
-"""Header of tables older than the last columns."""
+_REQUIRED = {name for name, field in FrontierRow.model_fields.items() if field.is_required()}
+"""What every table has; those of earlier versions lack some of the others."""
 
 
 def write_frontier_csv(path: Path, rows: Sequence[FrontierRow]) -> None:
@@ -43,7 +43,8 @@ def read_frontier_csv(path: Path) -> list[FrontierRow]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) not in (COLUMNS, _REQUIRED):
+        names = set(reader.fieldnames or ())
+        if not _REQUIRED <= names <= set(COLUMNS):
             raise ValueError(f"{path} is not a frontier table: its columns differ")
         rows = []
         for record in reader:
