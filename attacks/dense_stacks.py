@@ -109,23 +109,46 @@ class _Calls:
 
 def dense_stacks(observation: Observation) -> list[Stack]:
     """All stacks whose layers are released with their biases; see the module's text."""
-    calls = _run_probes(observation)
-    layers = [x for x in linear_layers(observation) if x.module in calls.outputs]
-    norms = [m for m in observation.model.modules() if isinstance(m, nn.LayerNorm)]
-    stacks = []
-    for first in first_layers(observation):
-        hidden: list[Hidden] = []
-        layer = first.layer
-        while layer.weight and layer.bias and layer.module in calls.outputs:
-            readers = _readers(layer, calls, layers, norms)
-            if len(readers) != 1:
-                break
-            activation, layer = readers[0]
-            hidden.append(activation)
-        head = layer.module
-        if hidden and _is_head(hidden, head, calls):
-            stacks.append(Stack(first.columns, tuple(hidden), head.weight.detach().cpu().double()))
-    return stacks
+    probed = _Probed.of(observation)
+    found = ((first.columns, first.layer) for first in first_layers(observation))
+    stacks = (_stack(columns, layer, probed) for columns, layer in found)
+    return [stack for stack in stacks if stack is not None]
+
+
+def stack_above(observation: Observation, layer: LinearLayer) -> Stack | None:
+    """The stack that starts with ``layer``, whatever it reads; its columns are its own inputs."""
+    return _stack(torch.arange(layer.module.in_features), layer, _Probed.of(observation))
+
+
+@dataclass(frozen=True, eq=False)
+class _Probed:
+    """What the loss did on probes, and the layers and norms that took part."""
+
+    calls: _Calls
+    layers: list[LinearLayer]
+    norms: list[nn.LayerNorm]
+
+    @classmethod
+    def of(cls, observation: Observation) -> _Probed:
+        calls = _run_probes(observation)
+        layers = [x for x in linear_layers(observation) if x.module in calls.outputs]
+        norms = [m for m in observation.model.modules() if isinstance(m, nn.LayerNorm)]
+        return cls(calls, layers, norms)
+
+
+def _stack(columns: Tensor, layer: LinearLayer, probed: _Probed) -> Stack | None:
+    """The stack from ``layer`` up to a head, if it ends in one."""
+    calls, hidden = probed.calls, list[Hidden]()
+    while layer.weight and layer.bias and layer.module in calls.outputs:
+        readers = _readers(layer, calls, probed.layers, probed.norms)
+        if len(readers) != 1:
+            break
+        activation, layer = readers[0]
+        hidden.append(activation)
+    head = layer.module
+    if hidden and _is_head(hidden, head, calls):
+        return Stack(columns, tuple(hidden), head.weight.detach().cpu().double())
+    return None
 
 
 def rectified_layers(observation: Observation) -> list[tuple[Tensor, Hidden]]:

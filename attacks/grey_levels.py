@@ -1,0 +1,47 @@
+"""The last step to exact images: pixels already near a grey level stay there, the others follow.
+
+The search comes near to the true image and slows down. By then all but a few pixels are within a
+fraction of a grey level; held at the nearest, they leave the equations fewer unknowns than before,
+so that the others are their least-squares solution.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attacks.conv_equations import conjugate_gradients
+from attacks.pixel_equations import PixelEquations
+
+CLOSE = 0.1
+"""Grey levels within which a pixel is taken to be known."""
+
+MOST_FREE = 0.25
+"""Share of pixels that may still be open; with more, too many of the known ones are wrong."""
+
+STEPS = 80
+ATTEMPTS = 3
+
+
+def settle_levels(images: Tensor, equations: PixelEquations, levels: int) -> Tensor:
+    """Images (b, C, H, W) in [0, 1] near a solution, moved to multiples of 1 / levels near it."""
+    x = images.clamp(0.0, 1.0)
+    for _ in range(ATTEMPTS):
+        nearest = (x * levels).round() / levels
+        free = ((x - nearest).abs() * levels > CLOSE).to(x)
+        if not 0.0 < float(free.mean()) < MOST_FREE:
+            break
+        held = torch.where(free > 0, x, nearest)
+        x = (held + _correction(held, free, equations)).clamp(0.0, 1.0)
+    return (x * levels).round() / levels
+
+
+def _correction(images: Tensor, free: Tensor, equations: PixelEquations) -> Tensor:
+    """Least-squares change of the ``free`` pixels (zeros and ones)."""
+
+    def normal(p: Tensor) -> Tensor:
+        return free * equations.adjoint(equations.exact(equations.apply(free * p)))
+
+    right = free * equations.adjoint(equations.missing(images))
+    start = torch.zeros_like(images)
+    return free * conjugate_gradients(normal, right, start, iterations=STEPS, tolerance=1e-7)

@@ -1,0 +1,84 @@
+"""Inverts convolutional Q-networks layer by layer, down to the pixels.
+
+The dense layer above the convolutions gives each record's features exactly (``conv_features``).
+Then each convolution's inputs are the least-squares solution of its weight's gradient and its
+active outputs (R-GAP's recursion, Zhu and Blaschko, ICLR 2021, arXiv 2010.07733, as one
+well-conditioned system a layer: ``conv_equations``), for as long as those determine them. From the
+last layer that they do the rest is solved for in pixels, where few deviate from what is usual
+(``sparse_frames``); the units that are active in between follow the pixels and are taken anew in
+rounds. Pixels are multiples of a grey level, so that a rounded answer either explains everything
+known or is not yet the true one.
+
+With noise, and where a batch is too large for a layer's equations, no layer is solved on its own:
+pixels are the maximum a posteriori under the channel's noise and the sparse prior, from the
+features down. Nothing heard leaves the prior's mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attacks.attack import Attack, Reconstruction
+from attacks.conv_chains import find_chain
+from attacks.conv_features import features_capacity
+from attacks.observation import Observation
+from attacks.pixel_problem import PixelProblem
+from attacks.pixel_search import solve_pixels
+from attacks.prior import Prior
+from attacks.registry import register_attack
+from attacks.rewards import explain, reconstruction
+
+
+@register_attack("layerwise", summary="inverts convolutional Q-networks to the pixel")
+@dataclass(frozen=True)
+class Layerwise(Attack):
+    """Exact at batch size one without noise; batches as far as their features can be told apart.
+
+    Attributes:
+        iterations: of the search for pixels, at most.
+    """
+
+    iterations: int = 600
+
+    def unsupported(self, observation: Observation) -> str:
+        """Needs convolutions and ReLUs from the state to a dense layer, and discrete actions."""
+        if observation.local is not None:
+            return "the release sums local steps, which the layers' equations take for one gradient"
+        if observation.channel.zeroed:
+            return "coordinates that were not sent leave the layers' equations open"
+        if not observation.template.discrete:
+            return "actions are not discrete: the loss is no Q-network's"
+        chain, reason = find_chain(observation)
+        if chain is None:
+            return reason
+        most = features_capacity(observation, chain)
+        if observation.batch_size > most:
+            return f"{observation.batch_size} records: the dense layers tell at most {most} apart"
+        return ""
+
+    def solve(
+        self, observations: Sequence[Observation], *, prior: Prior, seed: int
+    ) -> list[Reconstruction]:
+        """Each observation alone; ``seed`` starts the un-mixing of batches only."""
+        chain, reason = find_chain(observations[0])
+        assert chain is not None, reason
+        problem = PixelProblem.of(observations[0], chain, prior)
+        return [self._solve(o, problem, prior, seed) for o in observations]
+
+    def _solve(
+        self, observation: Observation, problem: PixelProblem, prior: Prior, seed: int
+    ) -> Reconstruction:
+        found = solve_pixels(problem, observation, iterations=self.iterations, seed=seed)
+        like = next(iter(observation.parameters.values()))
+        blind = prior.mean_transitions(observation.batch_size, observation.template)
+        state = blind.state.to(like).clone()
+        action = blind.action.to(like.device).clone()
+        told = len(found.states)
+        state[:told] = found.states.to(like)
+        if found.actions is not None:
+            action[:told] = found.actions.to(like.device)
+        notes = [found.notes] if found.notes else []
+        if told < observation.batch_size:
+            notes.append(f"{told} of {observation.batch_size} records told apart")
+        return reconstruction(observation, explain(observation, state, action, prior), notes)

@@ -1,0 +1,118 @@
+"""``layerwise`` on real frames and the real Q-network: exact pixels, and what it declines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from attacks import Channel, Observation, Prior, Template, Transitions, get_attack
+from privguard.agents import Agent, make_agent
+from privguard.environments import environment_spec, make_environment
+from privguard.spec import agent_settings
+
+HELD = 60
+"""Frames that the adversary holds; targets come later in the game."""
+
+
+def played(game: str, steps: int) -> Transitions:
+    """Transitions of a random policy."""
+    env = make_environment(game)
+    rng = np.random.default_rng(0)
+    state, _ = env.reset(seed=0)
+    rows = []
+    for _ in range(steps):
+        action = int(rng.integers(env.action_space.n))
+        after, reward, terminated, truncated, _ = env.step(action)
+        rows.append((np.array(state), action, np.float32(reward), np.array(after), terminated))
+        state = env.reset()[0] if terminated or truncated else after
+    env.close()
+    columns = [torch.from_numpy(np.array(column)) for column in zip(*rows, strict=True)]
+    return Transitions(*columns[:4], columns[4].float())
+
+
+class Screen:
+    """A game's transitions, an agent at initialisation, and a prior of the first frames."""
+
+    def __init__(self, game: str) -> None:
+        env = make_environment(game)
+        settings = agent_settings(environment_spec(game), None)
+        self.agent: Agent = make_agent(env, settings, 0.99, torch.Generator().manual_seed(0))
+        self.z = played(game, 120)
+        self.template: Template = self.z.template(action_count=int(env.action_space.n))
+        self.prior = Prior.fit(self.z[torch.arange(HELD)], template=self.template)
+        env.close()
+
+    def observe(
+        self, rows: list[int], noise_std: float = 0.0, channel: Channel | None = None
+    ) -> Observation:
+        agent, z = self.agent, self.z[torch.tensor(rows)]
+        named = dict(agent.shared.named_parameters())
+        gradient = torch.autograd.grad(agent.loss(agent.shared, z), list(named.values()))
+        generator = torch.Generator().manual_seed(1)
+        noised = [g + noise_std * torch.randn(g.shape, generator=generator) for g in gradient]
+        return Observation(
+            agent.shared,
+            dict(zip(named, noised, strict=True)),
+            agent.loss,
+            len(rows),
+            self.template,
+            channel or Channel(noise_std=noise_std),
+        )
+
+
+@pytest.fixture(scope="module")
+def pong() -> Screen:
+    return Screen("pong")
+
+
+def test_single_frames_are_exact_to_the_grey_level(pong: Screen) -> None:
+    attack = get_attack("layerwise")
+    rows = [80, 110]
+    answers = attack.reconstruct_many([pong.observe([r]) for r in rows], prior=pong.prior, seed=0)
+    for row, answer in zip(rows, answers, strict=True):
+        assert torch.equal(answer.transitions.state[0].round(), pong.z.state[row].float())
+        assert int(answer.transitions.action[0]) == int(pong.z.action[row])
+
+
+def test_clipping_hides_no_pixel(pong: Screen) -> None:
+    observation = pong.observe([90])
+    norm = torch.stack([g.norm() for g in observation.gradient.values()]).norm()
+    clipped = {name: g * (0.1 / norm) for name, g in observation.gradient.items()}
+    channel = Channel.from_description([{"mechanism": "clip", "norm": 0.1}])
+    answer = get_attack("layerwise").reconstruct(
+        Observation(observation.model, clipped, observation.loss, 1, observation.template, channel),
+        prior=pong.prior,
+        seed=0,
+    )
+    assert torch.equal(answer.transitions.state[0].round(), pong.z.state[90].float())
+
+
+def test_under_noise_that_hides_everything_the_prior_is_left(pong: Screen) -> None:
+    truth = pong.z.state[100].float()
+    answer = get_attack("layerwise").reconstruct(
+        pong.observe([100], noise_std=1e3), prior=pong.prior, seed=0
+    )
+    error = (answer.transitions.state[0] - truth).square().mean()
+    blind = (pong.prior.mean_transitions(1).state[0] - truth).square().mean()
+    assert float(error) <= 1.05 * float(blind)
+
+
+def test_what_it_cannot_invert_is_said(pong: Screen) -> None:
+    attack = get_attack("layerwise")
+    sparse = Channel.from_description([{"mechanism": "topk", "fraction": 0.1}])
+    assert "not sent" in attack.unsupported(pong.observe([90], channel=sparse))
+    lake = make_environment("frozenlake")
+    settings = agent_settings(environment_spec("frozenlake"), None)
+    agent = make_agent(lake, settings, 0.95, torch.Generator().manual_seed(0))
+    z = played("frozenlake", 20)
+    named = dict(agent.shared.named_parameters())
+    gradient = torch.autograd.grad(agent.loss(agent.shared, z[:1]), list(named.values()))
+    dense = Observation(
+        agent.shared,
+        dict(zip(named, gradient, strict=True)),
+        agent.loss,
+        1,
+        z.template(action_count=4),
+    )
+    assert "convolution" in attack.unsupported(dense)
