@@ -118,7 +118,7 @@ def train_command(
     positive("--local-steps", local_steps)
     name = budget_by_name(budget_name)
     with plugins():
-        (text,) = calibrated_defenses([defense], env, name)
+        (text,) = calibrated_defenses([defense], env, name, observation=observation)
         grid = (
             DefenseGrid(template="none", levels=())
             if text == "none"

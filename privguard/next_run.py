@@ -126,9 +126,9 @@ def sweep_command_line(spec: SweepSpec, directory: Path, *options: str) -> str:
 
     words = ["privguard", "sweep", "--env", spec.env]
     grids = coarse(spec).defenses
-    if list(grids) != default_grids(
-        spec.clients, spec.local_steps, environment_spec(spec.env).clip_norm
-    ):
+    env = environment_spec(spec.env)
+    frames = env.pixels(spec.observation)
+    if list(grids) != default_grids(spec.clients, spec.local_steps, env.clip_norm, frames=frames):
         named = [grid for grid in grids if grid.template != "none"]
         for grid in named:
             words += ["--defense", grid_text(grid)]
@@ -141,7 +141,7 @@ def sweep_command_line(spec: SweepSpec, directory: Path, *options: str) -> str:
     fraction = knowledge.prior_fraction
     chosen: list[tuple[str, object, object]] = [
         ("--obs", spec.observation, "default"),
-        ("--seeds", spec.seeds, budget(spec.budget, spec.env).seeds),
+        ("--seeds", spec.seeds, budget(spec.budget, spec.env, spec.observation).seeds),
         ("--clients", spec.clients, 4),
         ("--batch-size", spec.batch_size, None),
         ("--local-steps", spec.local_steps, 1),

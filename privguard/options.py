@@ -58,9 +58,11 @@ def make_spec(
         with plugins():
             from privguard.grids import chosen_grids
 
-            texts = calibrated_defenses(defenses, env, name, batch_size)
-            clip_norm = environment_spec(env).clip_norm
-            grids = chosen_grids(texts, clients, local_steps, clip_norm)
+            texts = calibrated_defenses(defenses, env, name, batch_size, observation)
+            played = environment_spec(env)
+            grids = chosen_grids(
+                texts, clients, local_steps, played.clip_norm, frames=played.pixels(observation)
+            )
         spec = SweepSpec(
             env=env,
             observation=observation,
@@ -79,7 +81,11 @@ def make_spec(
 
 
 def calibrated_defenses(
-    texts: Sequence[str], env: str, name: BudgetName, batch_size: int | None = None
+    texts: Sequence[str],
+    env: str,
+    name: BudgetName,
+    batch_size: int | None = None,
+    observation: str = "default",
 ) -> list[str]:
     """The defences with ``eps:X`` levels calibrated to the rounds that the budget plans.
 
@@ -88,7 +94,8 @@ def calibrated_defenses(
     """
     from privguard.target_epsilon import Plan, with_noise_multipliers
 
-    rounds, settings = budget(name, env), agent_settings(environment_spec(env), batch_size)
+    rounds = budget(name, env, observation)
+    settings = agent_settings(environment_spec(env), batch_size, observation=observation)
     plan = Plan(
         rounds=rounds.rounds,
         warmup_steps=rounds.warmup_steps,

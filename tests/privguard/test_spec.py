@@ -141,5 +141,16 @@ def test_the_default_sweep_clips_to_what_suits_the_environment() -> None:
     assert "clip={level}" in templates
 
 
+def test_frames_have_their_own_levels_of_noise() -> None:
+    dense = {grid.template: grid.levels for grid in default_grids(clients=4)}
+    frames = {grid.template: grid.levels for grid in default_grids(clients=4, frames=True)}
+    assert dense.keys() == frames.keys()
+    noisy = {"gaussian={level}", "dp-sgd={level}"}
+    assert {name for name in dense if dense[name] != frames[name]} == noisy
+    assert all(min(frames[name]) < min(dense[name]) for name in noisy)
+    (_, named, given) = chosen_grids(["gaussian", "dp-sgd=0.1"], 4, frames=True)
+    assert (named.levels, given.levels) == (frames["gaussian={level}"], (0.1,))
+
+
 def test_the_control_is_always_there() -> None:
     assert [g.template for g in chosen_grids(["clip=1"], 4)] == ["none", "clip={level}"]

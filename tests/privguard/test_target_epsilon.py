@@ -45,6 +45,15 @@ def test_a_wrong_epsilon_is_one_line(text, says):
     assert "\n" not in str(caught.value)
 
 
+def test_the_observation_decides_the_planned_rounds():
+    texts = [
+        calibrated_defenses(["dp-sgd=eps:8"], "pong", "smoke", observation=observation)[0]
+        for observation in ("default", "ram")
+    ]
+    frames, ram = (float(text.split("=")[1]) for text in texts)
+    assert ram > 1.5 * frames, "300 rounds of 64 cost more than 20 of 8"
+
+
 def test_a_trained_cell_spends_what_was_wanted():
     settings = agent_settings(environment_spec("frozenlake"), None)
     (text,) = calibrated_defenses(["dp-sgd=eps:4"], "frozenlake", "smoke")

@@ -100,7 +100,7 @@ function drawEfficiency() {
       height: 210, x: levelAxis(defense, true), y: { low: -0.04, high: HIGHEST_EFFICIENCY + 0.04, label: "floor / error" },
       guides: [{ y: 1, class: "chance" }], series, choose: (point, group) => showDetails(point.row, group) });
   }
-  if (!host.children.length) host.textContent = "No floor limits these releases: it needs noise that the bound models.";
+  if (!host.children.length) host.textContent = "No floor limits these releases: it needs noise that the bound models, continuous actions and dense networks.";
 }
 
 const thousands = (value) => value >= 1e6 ? `${short(value / 1e6)}M` : value ? `${short(value / 1e3)}k` : "0";
@@ -117,7 +117,7 @@ function drawTraining() {
   const all = curves.flatMap((curve) => curve.returns);
   const anchors = [idle, random].filter((value) => value !== null);
   const top = Math.max(...all, ...anchors);
-  const bottom = Math.max(Math.min(...all), Math.min(...anchors, (idle ?? -Infinity) - 0.6 * (top - (idle ?? top))));
+  const bottom = Math.max(Math.min(...all), Math.min(...anchors, ...(control?.returns ?? []), (idle ?? -Infinity) - 0.6 * (top - (idle ?? top))));
   const low = Number.isFinite(bottom) ? bottom : Math.min(...all);
   const margin = 0.05 * (top - low) || 1;
   const y = { low: low - margin, high: top + margin, label: "return" };
@@ -130,7 +130,9 @@ function drawTraining() {
   for (const defense of panels) {
     const own = curves.filter((curve) => curve.defense === defense.name)
       .sort((a, b) => (a.level - b.level) * (defense.private_end === "low" ? -1 : 1));
-    const line = (curve, look) => ({ ...look, marker: undefined, points: curve.steps.map((step, index) => ({
+    const line = (curve, look) => ({ ...look,
+      // A line needs two points.
+      marker: curve.steps.length === 1 ? "o" : undefined, radius: 3, points: curve.steps.map((step, index) => ({
       x: step, y: Math.max(curve.returns[index], y.low),
       text: index === curve.steps.length - 1 ? look.text : undefined })) });
     const series = own.map((curve, index) => {
