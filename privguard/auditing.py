@@ -6,17 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import gymnasium as gym
-import numpy as np
-import torch
 
-import defenses
 from attacks.attack import Attack, Reconstruction
 from attacks.bounds import RecordInformation, record_information
 from attacks.channel import Channel
-from attacks.local_training import LocalTraining
 from attacks.observation import Observation
 from attacks.prior import Prior, Simulator
 from attacks.registry import get_attack
@@ -28,10 +23,12 @@ from privguard.chosen_examples import choose_examples
 from privguard.environments import environment_spec, make_environment
 from privguard.examples import Examples
 from privguard.federation import Release
+from privguard.granted_prior import granted_prior
 from privguard.knowledge import Knowledge
-from privguard.records import AttackRecord, Noise, ReleaseKind, TargetScores
+from privguard.observing import described, observe, records_of_one_client
+from privguard.records import AttackRecord, ReleaseKind, TargetScores
 from privguard.seeding import derive_seed, torch_generator
-from privguard.simulators import find_simulator, make_simulator
+from privguard.simulators import find_simulator
 from privguard.spec import CellSpec
 
 Scores = dict[str, float | None]
@@ -113,7 +110,7 @@ class Audit:
             observations = [self.observe(capture, release, kind) for release in releases]
             if not observations:
                 continue
-            batch_size = self._clients_in_a_sum * _records_of_one_client(self.cell, kind)
+            batch_size = self._clients_in_a_sum * records_of_one_client(self.cell, kind)
             # Sums from which clients dropped out mix fewer records than others of the same moment.
             reasons = (attack.unsupported(observation) for observation in observations)
             skipped = self._missing_knowledge(attack) or next(filter(None, reasons), "")
@@ -233,106 +230,7 @@ class Audit:
 
     def observe(self, capture: Capture, release: Release, kind: ReleaseKind) -> Observation:
         """The release as the adversary sees it: the agent holds the weights of that moment."""
-        self.agent.weights.copy_(capture.weights)
-        self.agent.target_weights.copy_(capture.target_weights)
-        self.agent.broadcast.copy_(capture.broadcast)
-        divisor = self.cell.probe_batch_size if kind == "probe" else self.cell.agent.batch_size
-        records = release.truth.batch_size
-        # Clients divide by the nominal size, a public constant. Under Poisson sampling the real
-        # count differs; granting it to the adversary is the worst case.
-        scale = _nominal_batch_size(self.cell, release, kind) / records
-        gradient, offset = {}, 0
-        for name, parameter in self.agent.shared.named_parameters():
-            part = release.gradient[offset : offset + parameter.numel()]
-            gradient[name] = (scale * part).view(parameter.shape)
-            offset += parameter.numel()
-        description = capture.defense.get(kind) or described(self.cell, divisor)
-        return Observation(
-            model=self.agent.shared,
-            gradient=gradient,
-            loss=self.agent.loss,
-            batch_size=records,
-            template=self.template,
-            channel=Channel.from_description(description, clients=len(release.members)),
-            local=self._local_training(release, kind),
-        )
-
-    def _local_training(self, release: Release, kind: ReleaseKind) -> LocalTraining | None:
-        """How the clients came to the release, which is public; None for FedSGD."""
-        steps = self.cell.agent.local_steps
-        if steps == 1:
-            return None
-        return LocalTraining(
-            steps=steps,
-            learning_rates=self.agent.local_learning_rates(),
-            minibatches=1 if kind == "probe" else steps,
-            clients=len(release.members),
-        )
-
-
-def granted_prior(
-    cell: CellSpec, captures: CellCaptures, knowledge: Knowledge, template: Template
-) -> Prior:
-    """What the adversary knows, from the samples that the captures hold for it.
-
-    The default share is exactly ``captures.prior``; a smaller one is a random part of it, a larger
-    one adds to it.
-
-    Raises:
-        BadInput: the captures hold fewer samples, or the environment has no simulator.
-    """
-    if knowledge.kind == "none":
-        return Prior.none(template)
-    assert captures.prior is not None
-    known, more = captures.prior, captures.more_prior
-    held = len(known) + (0 if more is None else len(more))
-    count = knowledge.samples(captures.population or cell.planned_population, held)
-    if count < len(known):
-        generator = torch_generator(cell.seed, "prior share")
-        known = known[torch.randperm(len(known), generator=generator)[:count]]
-    elif count > len(known):
-        assert more is not None
-        known = Transitions.cat([known, more[: count - len(known)]])
-    simulator = None
-    if knowledge.kind == "simulator":
-        simulator = make_simulator(cell.env, cell.observation)
-    return Prior.fit(
-        known, template=template, simulator=simulator, seed=derive_seed(cell.seed, "prior")
-    )
-
-
-def measure_noise(cell: CellSpec, captures: CellCaptures) -> Noise | None:
-    """Norm of the probes' undefended gradients and of what the defence changes in them."""
-    probes = [release for capture in captures.captures for release in capture.releases["probe"]]
-    if not probes:
-        return None
-    norms = np.array([float(release.undefended.norm()) for release in probes])
-    noise = np.array([float((r.gradient - r.undefended).norm()) for r in probes])
-    noise_norm = float(np.sqrt(np.mean(noise**2)))
-    last = captures.captures[-1].defense.get("probe")
-    description = last or described(cell, cell.probe_batch_size)
-    stds = [entry["noise_std"] for entry in description if "noise_std" in entry]
-    return Noise(
-        gradient_norm=float(norms.mean()),
-        noise_norm=noise_norm,
-        snr=float(np.mean(norms**2)) / noise_norm**2 if noise_norm > 0 else None,
-        noise_std=float(np.sqrt(np.sum(np.square(stds)))) if stds else None,
-    )
-
-
-def described(cell: CellSpec, batch_size: int) -> list[dict[str, Any]]:
-    """The defence's description of itself before the first round."""
-    return defenses.parse(cell.defense_text).describe(batch_size, cell.clients)
-
-
-def _nominal_batch_size(cell: CellSpec, release: Release, kind: ReleaseKind) -> int:
-    """Records behind a release, but for the chance of Poisson sampling."""
-    return _records_of_one_client(cell, kind) * len(release.members)
-
-
-def _records_of_one_client(cell: CellSpec, kind: ReleaseKind) -> int:
-    settings = cell.agent
-    return cell.probe_batch_size if kind == "probe" else settings.batch_size * settings.local_steps
+        return observe(self.cell, self.agent, self.template, capture, release, kind)
 
 
 def _template(env: gym.Env, captures: CellCaptures) -> Template:

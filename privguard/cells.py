@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from privguard.auditing import Audit, measure_noise
+from privguard.auditing import Audit
 from privguard.captures import CellCaptures
 from privguard.grids import swept_stage
 from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
+from privguard.release_noise import measure_noise
 from privguard.run_files import RunFiles
 from privguard.spec import CellSpec
 from privguard.training import CellTraining, Checkpoint, Progress

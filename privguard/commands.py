@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from privguard.budgets import budget
 from privguard.environments import environment_spec
 from privguard.errors import BadInput
 from privguard.executors import Event, Executor, Failed, Finished, LocalProcesses, Task
@@ -23,9 +24,10 @@ from privguard.options import (
 )
 from privguard.progress import SweepProgress, cell_name
 from privguard.queries import known_sweep, recommendation_text
+from privguard.recipes import agent_settings
 from privguard.refinement import Planned, Refinement, refine, with_earlier_refinement
 from privguard.reporting.limits import Limits
-from privguard.spec import CellSpec, DefenseGrid, SweepSpec, agent_settings, budget
+from privguard.spec import CellSpec, DefenseGrid, SweepSpec
 from privguard.store import Store
 from privguard.sweep import pending_tasks, run_sweep, shown_attacks
 from privguard.sweep import report as write_sweep_report

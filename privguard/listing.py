@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from privguard.budgets import BUDGETS, budget
 from privguard.catalogue import attack_entries, defense_entries
 from privguard.environments import ENVIRONMENTS
-from privguard.spec import BUDGETS, budget
 
 Catalogue = dict[str, list[dict[str, Any]]]
 

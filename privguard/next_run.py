@@ -9,15 +9,17 @@ from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from privguard.budgets import BudgetName, budget
 from privguard.knowledge import DEFAULT_FRACTION
 from privguard.options import default_attacks
+from privguard.recipes import agent_settings
 from privguard.refinement import Refinement, coarse, planned
-from privguard.reporting.frontier import FrontierRow
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import Recommendation
 from privguard.reporting.returns import UNDEFENDED
 from privguard.reporting.statistics import SEEDS_TO_TRUST
-from privguard.spec import BudgetName, DefenseGrid, SweepSpec, agent_settings, budget, format_level
+from privguard.spec import DefenseGrid, SweepSpec, format_level
 
 
 class NextRun(BaseModel):

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from pydantic import ValidationError
 
+from privguard.budgets import BudgetName, budget
 from privguard.catalogue import nearest
 from privguard.environments import environment_spec
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge, chosen_knowledge
+from privguard.recipes import agent_settings
 from privguard.reporting.limits import Limits
-from privguard.spec import BudgetName, SweepSpec, agent_settings, budget
+from privguard.spec import SweepSpec
 
 if TYPE_CHECKING:
     from privguard.refinement import Refinement

@@ -18,11 +18,13 @@ from attacks.bounds import RecordInformation
 from attacks.channel import Channel
 from attacks.scores import leakage
 from privguard.auditing import Audit
+from privguard.budgets import budget
 from privguard.captures import CellCaptures
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge
+from privguard.recipes import agent_settings
 from privguard.run_files import RunFiles
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 NOISE = tuple(float(x) for x in 10.0 ** np.arange(-4, 3.01, 0.5))

@@ -16,7 +16,8 @@ from privguard.bisection import LevelAxis, Measurement, more_seeds, next_measure
 from privguard.executors import Event, Executor
 from privguard.grids import check_clients, swept_stage
 from privguard.reporting.break_points import hopeless, level_points, locate, thresholds
-from privguard.reporting.frontier import FrontierRow, frontier_rows
+from privguard.reporting.frontier import frontier_rows
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend
 from privguard.spec import DefenseGrid, SweepSpec, defense_text

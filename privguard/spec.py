@@ -9,188 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from privguard.environments import EnvironmentSpec, environment_spec
+from privguard.budgets import Budget, BudgetName, budget
+from privguard.environments import environment_spec
 from privguard.knowledge import DEFAULT_FRACTION, Knowledge
+from privguard.recipes import LOCAL_TRAINING, DQNSettings, TD3Settings, agent_settings
+from privguard.specification import Positive, Specification
 
 RECIPE_VERSION = 2
 """Raised whenever the same specification would give other numbers than before."""
-
-BudgetName = Literal["smoke", "quick", "standard", "full"]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class Specification(BaseModel):
-    """Base of all specifications: unknown fields are an error, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TD3Settings(Specification):
-    """How the continuous-control agent learns."""
-
-    kind: Literal["td3"] = "td3"
-    hidden: tuple[Positive, ...] = (128, 128)
-    layer_norm: bool = True
-    critic_learning_rate: float = 1e-3
-    actor_learning_rate: float = 5e-4
-    decay_from: float = Field(default=0.6, ge=0, lt=1)
-    """Share of the rounds after which the learning rates fall, linearly, to nothing."""
-    tau: float = 0.005
-    """Share of the way that target networks move each round."""
-    smoothing: float = 0.2
-    """Standard deviation of the target-smoothing noise, in half widths of the action box."""
-    smoothing_limit: float = 0.5
-    """The smoothing noise is clipped to this."""
-    exploration: float = 0.2
-    """Standard deviation of the exploration noise, in half widths of the action box."""
-    exploration_correlation: float = 0.9
-    """Correlation of one step's exploration noise with the step before (AR(1))."""
-    steps_per_round: Positive = 1
-    """Environment steps of each client between two releases."""
-    batch_size: Positive = 64
-    local_steps: Positive = 1
-    """Gradient steps of a client in a round, each on a minibatch; 1 is FedSGD, more FedAvg."""
-    local_critic_learning_rate: float = Field(default=1e-4, ge=0)
-    """Of the client's plain gradient steps, public; small, since plain steps diverge where the loss
-    is steep."""
-    local_actor_learning_rate: float = Field(default=1e-3, ge=0)
-
-
-class DQNSettings(Specification):
-    """How the discrete-action agent learns."""
-
-    kind: Literal["dqn"] = "dqn"
-    hidden: tuple[Positive, ...] = (64, 64)
-    layer_norm: bool = False
-    learning_rate: float = 1e-3
-    decay_from: float = Field(default=0.6, ge=0, lt=1)
-    tau: float = 0.01
-    exploration: float = 0.2
-    """Probability of a random action."""
-    steps_per_round: Positive = 1
-    batch_size: Positive = 32
-    local_steps: Positive = 1
-    local_learning_rate: float = Field(default=0.05, ge=0)
-
-
-_LOCAL_TRAINING = {
-    "local_steps",
-    "local_critic_learning_rate",
-    "local_actor_learning_rate",
-    "local_learning_rate",
-}
-
-
-class Budget(Specification):
-    """How long a cell trains and how much of it is captured."""
-
-    name: BudgetName
-    rounds: Positive
-    warmup_steps: Positive
-    """Random steps of each client before the first round."""
-    evaluations: Positive
-    """Moments of evaluation, evenly spread; the last is at the end."""
-    final_evaluations: Positive
-    """How many of the last evaluations make the cell's utility."""
-    episodes: Positive
-    """Greedy episodes of each evaluation."""
-    baseline_episodes: Positive
-    """Episodes of the random and of the zero-action policy."""
-    captures: tuple[float, ...]
-    """Shares of the rounds at which releases are captured; 0 is the first round, 1 the last."""
-    probe_draws: Positive
-    """Probe batches of each client at each capture."""
-    seeds: Positive
-    """Seeds of a sweep unless told otherwise."""
-
-
-BUDGETS: dict[BudgetName, str] = {
-    "smoke": "seconds a cell and two attacks: to try the command; its policies have learnt nothing",
-    "quick": "the shortest in which an undefended agent really learns: one to six minutes a cell; "
-    "on frames a network trained a little, to see what leaks",
-    "standard": "three times quick; on frames an hour a cell, still too short for most games",
-    "full": "a million rounds a cell: for a cluster",
-}
-
-_QUICK_ROUNDS = {
-    "ant": 60_000,
-    "halfcheetah": 20_000,
-    "hopper": 30_000,
-    "walker2d": 40_000,
-    "frozenlake": 1_500,
-    "pong ram": 50_000,
-    "qbert ram": 50_000,
-    "breakout ram": 50_000,
-    "seaquest ram": 50_000,
-}
-
-
-def budget(name: BudgetName, env: str, observation: str = "default") -> Budget:
-    """The budget ``name`` for an environment: all its numbers stand here.
-
-    ``quick`` is the shortest in which the undefended agent really learns, ``standard`` three times
-    that, ``full`` a million environment steps of each client. Pixels have their own numbers.
-    """
-    if environment_spec(env).pixels(observation):
-        return _pixel_budget(name)
-    played = env if observation == "default" else f"{env} {observation}"
-    quick = _QUICK_ROUNDS.get(played) or _QUICK_ROUNDS[env]
-    warmup = 100 if env == "frozenlake" else 500
-    if name == "smoke":
-        return Budget(
-            name=name,
-            rounds=300,
-            warmup_steps=min(warmup, 200),
-            evaluations=2,
-            final_evaluations=1,
-            episodes=1,
-            baseline_episodes=2,
-            captures=(1.0,),
-            probe_draws=1,
-            seeds=1,
-        )
-    rounds = {
-        "quick": quick,
-        "standard": 3 * quick,
-        "full": 1_000_000,
-    }[name]
-    return Budget(
-        name=name,
-        rounds=rounds,
-        warmup_steps=warmup,
-        evaluations=20,
-        final_evaluations=3,
-        episodes=5,
-        baseline_episodes=10,
-        captures=(0.0, 0.5, 1.0),
-        probe_draws=2,
-        seeds=3,
-    )
-
-
-def _pixel_budget(name: BudgetName) -> Budget:
-    """The budget ``name`` for a convolutional network: a round costs some 30 ms on one core.
-
-    Atari takes millions of frames, so ``quick`` trains a network only partly: it is long enough
-    for leakage, not for reward. ``standard`` is an hour or so a cell, ``full`` a day or more.
-    """
-    smoke = name == "smoke"
-    return Budget(
-        name=name,
-        rounds={"smoke": 20, "quick": 2_000, "standard": 100_000, "full": 1_000_000}[name],
-        warmup_steps=40 if smoke else 500,
-        evaluations=1 if smoke else 10,
-        final_evaluations=1 if smoke else 3,
-        episodes=1 if smoke else 2,
-        baseline_episodes=1 if smoke else 4,
-        captures=(1.0,) if smoke else (0.0, 1.0),
-        probe_draws=1,
-        seeds=1 if smoke else 3,
-    )
 
 
 class CellSpec(Specification):
@@ -232,47 +62,9 @@ class CellSpec(Specification):
 
         Settings of local training change nothing in FedSGD, so they are no part of its key.
         """
-        unused = {"agent": _LOCAL_TRAINING} if self.agent.local_steps == 1 else None
+        unused = {"agent": LOCAL_TRAINING} if self.agent.local_steps == 1 else None
         text = f"{RECIPE_VERSION}:{self.model_dump_json(exclude=unused)}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-_RECIPES: dict[str, TD3Settings | DQNSettings] = {
-    # Small minibatches and an early fall of the rates: Ant's gait needs many rounds, then calm.
-    "ant": TD3Settings(batch_size=32, decay_from=0.3),
-}
-"""Recipes that differ from their agent's own."""
-
-# Mnih et al. 2015, with Adam: a dense layer of 512 behind the convolutions.
-_PIXELS = DQNSettings(hidden=(512,), learning_rate=2.5e-4, exploration=0.1, batch_size=8)
-_RAM = DQNSettings(
-    hidden=(128, 128),
-    layer_norm=True,
-    learning_rate=5e-4,
-    tau=0.005,
-    exploration=0.1,
-    batch_size=64,
-)
-
-
-def agent_settings(
-    env: EnvironmentSpec,
-    batch_size: int | None,
-    local_steps: int = 1,
-    observation: str = "default",
-) -> TD3Settings | DQNSettings:
-    """The environment's learning recipe, with another minibatch size if one is given."""
-    if env.pixels(observation):
-        settings: TD3Settings | DQNSettings = _PIXELS
-    elif observation == "ram":
-        settings = _RAM
-    else:
-        agents: dict[str, TD3Settings | DQNSettings] = {"td3": TD3Settings(), "dqn": DQNSettings()}
-        settings = _RECIPES.get(env.name, agents[env.agent])
-    changes = {"local_steps": local_steps}
-    if batch_size is not None:
-        changes["batch_size"] = batch_size
-    return settings.model_copy(update=changes)
 
 
 class DefenseGrid(Specification):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks.transitions import Transitions
 from privguard.agents.dqn import DoubleDQN
 from privguard.agents.td3 import TD3
-from privguard.spec import DQNSettings, TD3Settings
+from privguard.recipes import DQNSettings, TD3Settings
 
 
 class Agent(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attacks.transitions import Transitions
 from privguard.agents.networks import dense, flatten_storage, initialise, nature_cnn
-from privguard.spec import DQNSettings
+from privguard.recipes import DQNSettings
 
 
 class DoubleDQN:

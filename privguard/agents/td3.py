@@ -24,7 +24,7 @@ from privguard.agents.networks import (
     flatten_storage,
     initialise,
 )
-from privguard.spec import TD3Settings
+from privguard.recipes import TD3Settings
 
 
 class TD3:

@@ -10,9 +10,10 @@ from privguard.records import ReleaseKind
 from privguard.reporting.break_points import WHOLE_NUMBER_LEVELS
 from privguard.reporting.candidates import Candidate
 from privguard.reporting.flags import by_privacy
-from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.wording import short_number
+from privguard.reporting.worst_case import headline
 
 SEEDS_ENOUGH = 3
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from privguard.reporting.candidates import Candidate
-from privguard.reporting.frontier import FrontierRow
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.recommendation import Recommendation
 from privguard.reporting.wording import interval_text, return_text, short_number
 

@@ -22,9 +22,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from privguard.reporting.flags import by_privacy
-from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.wording import short_number
+from privguard.reporting.worst_case import headline
 
 Quantity = Literal["leakage", "reward"]
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from privguard.records import ReleaseKind
-from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.wording import candidate_text, guarantee_text
+from privguard.reporting.worst_case import headline
 
 
 class Candidate(BaseModel):

@@ -12,8 +12,9 @@ from itertools import pairwise
 from pydantic import BaseModel, ConfigDict
 
 from privguard.records import ReleaseKind
-from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.wording import candidate_text, interval_text, return_text
+from privguard.reporting.worst_case import headline
 
 CONTROL_LEAKAGE = 0.9
 """The strongest attack must recover at least this much of an undefended probe release."""

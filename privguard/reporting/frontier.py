@@ -1,14 +1,14 @@
-"""Rows of the frontier: one (defence, level, attack, release, knowledge) summarised over seeds."""
+"""From records to the frontier's rows: each setting summarised over its seeds."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from privguard.records import AttackRecord, CellRecord, CellState, ReleaseKind, TargetScores
+from privguard.records import AttackRecord, CellRecord, CellState, TargetScores
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.returns import UNDEFENDED, ReturnScale, return_scale, returns_by_seed
 from privguard.reporting.statistics import (
     Array,
@@ -23,107 +23,6 @@ from privguard.reporting.statistics import (
 Score = Callable[[TargetScores], float | None]
 
 STATES_BY_SEVERITY: tuple[CellState, ...] = ("ok", "collapsed", "diverged", "failed")
-
-
-class FrontierRow(BaseModel):
-    """One row of ``frontier.csv``; the columns stand in this order.
-
-    ``*_low`` and ``*_high`` bound the bootstrap 95% interval of the ``*_mean`` before them.
-    Anything that could not be measured is None.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    env: str
-    defense: str
-    level: float | None
-    epsilon: float | None
-    """Largest over seeds; None where there is no formal guarantee."""
-    delta: float | None
-    attack: str | None
-    """None for a level whose cells have not been attacked (yet)."""
-    release: ReleaseKind | None
-    batch_size: int | None
-    targets: int
-    seeds: int
-    """Seeds with attacked targets; without an attack, seeds with a return."""
-    ra_mean: float | None
-    ra_low: float | None
-    ra_high: float | None
-    ra_prior: float | None
-    leakage_mean: float | None
-    leakage_low: float | None
-    leakage_high: float | None
-    identified_mean: float | None
-    nmse_mean: float | None
-    floor_nmse: float | None
-    return_mean: float | None
-    return_low: float | None
-    return_high: float | None
-    normalized_return_mean: float | None
-    normalized_return_low: float | None
-    normalized_return_high: float | None
-    snr: float | None
-    """Median over seeds; None where the defence adds nothing."""
-
-    efficiency: float | None
-    """floor_nmse / nmse_mean: 1 for an attack that wastes nothing the noise left."""
-    limit_ra: float | None
-    """Accuracy of an attacker at the floor."""
-    state: CellState
-    """The worst state among the level's cells."""
-    cells: int
-    cells_not_ok: int
-    forward_return_mean: float | None
-    idle_return: float | None
-    """The better of random and zero action: zero of the normalised return."""
-    level_name: str | None
-    private_end: str | None
-    """Which end of the level's axis hides more: 'high' or 'low'."""
-    knowledge: str
-    """What the adversary was granted beforehand; chance lines and leakage are relative to it."""
-    prior_samples: int | None
-    """Transitions that it held; smallest over seeds."""
-    reward_accuracy_mean: float | None
-    reward_accuracy_prior: float | None
-    identified_prior: float | None
-    identified_low: float | None = None
-    identified_high: float | None = None
-    """Widened to what so few targets can show (``statistics.bootstrap_share``)."""
-    gradient_norm: float | None
-    noise_norm: float | None
-    noise_std: float | None
-    noise_multiplier: float | None
-    clip_norm: float | None
-    privacy_unit: str | None
-    accountant: str | None
-    clients: int
-    train_batch_size: int
-    bytes_per_round: int
-    """Bytes that one client sends up in one round."""
-    train_seconds: float | None
-    client_seconds_per_round: float | None = None
-    """Of one client: gradient, defence and its share of the aggregation, at the captured rounds."""
-    client_seconds_ratio: float | None = None
-    """The same relative to the plain gradients of the same minibatches."""
-    psnr_mean: float | None = None
-    """Of images, in dB; None elsewhere, as for the others below."""
-    psnr_prior: float | None = None
-    ssim_mean: float | None = None
-    ssim_prior: float | None = None
-    exact_pixels_mean: float | None = None
-    """Share of pixels that are the true grey level after rounding."""
-    exact_pixels_prior: float | None = None
-
-    @property
-    def undefended(self) -> bool:
-        """Whether this is the control without a defence."""
-        return self.defense == UNDEFENDED
-
-    @property
-    def usable(self) -> bool:
-        """Whether every cell of this level ended well: the others are never recommended."""
-        return self.state == "ok"
 
 
 def frontier_rows(
@@ -301,59 +200,3 @@ def _columns(name: str, estimate: Estimate) -> dict[str, object]:
         f"{name}_low": estimate.low,
         f"{name}_high": estimate.high,
     }
-
-
-def worst_case(rows: Iterable[FrontierRow]) -> list[FrontierRow]:
-    """Per (environment, defence, level, release, batch size, knowledge) the strongest row.
-
-    That row's leakage is the headline: the largest mean over attacks. Equal leakages (all zero)
-    are told apart by reconstruction accuracy. Rows without an attack are left out.
-    """
-    strongest: dict[tuple[object, ...], FrontierRow] = {}
-    for row in rows:
-        if row.leakage_mean is None:
-            continue
-        key = (row.env, row.defense, row.level, row.release, row.batch_size, row.knowledge)
-        if key not in strongest or _strength(row) > _strength(strongest[key]):
-            strongest[key] = row
-    return list(strongest.values())
-
-
-def headline(rows: Iterable[FrontierRow], release: ReleaseKind) -> list[FrontierRow]:
-    """One row a (defence, level): the worst case over attacks, batch sizes and knowledges.
-
-    Batch sizes differ within one picture where the defence sums clients before the server sees
-    anything; where a level was probed at several, or attacked by adversaries of several
-    knowledges, its worst case stands for it.
-    """
-    strongest: dict[tuple[object, ...], FrontierRow] = {}
-    for row in worst_case(row for row in rows if row.release == release):
-        key = (row.env, row.defense, row.level)
-        if key not in strongest or _strength(row) > _strength(strongest[key]):
-            strongest[key] = row
-    return list(strongest.values())
-
-
-def _strength(row: FrontierRow) -> tuple[float, float]:
-    return row.leakage_mean or 0.0, row.ra_mean or 0.0
-
-
-def pareto(rows: Iterable[FrontierRow]) -> list[FrontierRow]:
-    """The rows that no other beats in both leakage and normalised return.
-
-    Pass ``headline`` rows: a single attack's rows would flatter the defence. Levels with a
-    collapsed, diverged or failed cell are neither on the front nor able to push others off it.
-    Sorted from the most to the least rewarding.
-    """
-    eligible = [
-        (row.normalized_return_mean, row.leakage_mean, row)
-        for row in rows
-        if row.usable and row.normalized_return_mean is not None and row.leakage_mean is not None
-    ]
-    front: list[FrontierRow] = []
-    lowest = np.inf
-    for _, leaked, row in sorted(eligible, key=lambda entry: (-entry[0], entry[1])):
-        if leaked < lowest:
-            front.append(row)
-            lowest = leaked
-    return front

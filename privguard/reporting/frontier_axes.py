@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from privguard.reporting.frontier import FrontierRow
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import MAX_LEAKAGE, MAX_REWARD_LOSS
 from privguard.reporting.style import INK
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from privguard.records import ReleaseKind
 from privguard.reporting.flags import by_privacy
-from privguard.reporting.frontier import FrontierRow, headline, pareto
 from privguard.reporting.frontier_axes import (
     BOTTOM,
     MEASURES,
@@ -26,6 +25,7 @@ from privguard.reporting.frontier_axes import (
     horizontal_axis,
     vertical_top,
 )
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.labels import Label, place_labels
 from privguard.reporting.style import (
     GREY,
@@ -38,6 +38,7 @@ from privguard.reporting.style import (
     tidy,
 )
 from privguard.reporting.wording import level_text, short_number
+from privguard.reporting.worst_case import headline, pareto
 
 
 def frontier_figure(

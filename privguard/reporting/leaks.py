@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from privguard.examples import Example, Examples
 from privguard.records import CellRecord, ReleaseKind
 from privguard.reporting.flags import by_privacy
-from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.frontier_row import FrontierRow
+from privguard.reporting.worst_case import headline
 
 Array = NDArray[Any]
 Load = Callable[[str], Sequence[Examples]]

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from privguard.records import ReleaseKind
 from privguard.reporting.flags import by_privacy, privacy_sign
-from privguard.reporting.frontier import FrontierRow, headline
 from privguard.reporting.frontier_axes import CLIP_BELOW, horizontal_axis
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.statistics import mean_or_none
 from privguard.reporting.style import (
     GREY,
@@ -27,6 +27,7 @@ from privguard.reporting.style import (
     tidy,
 )
 from privguard.reporting.wording import short_number
+from privguard.reporting.worst_case import headline
 
 LOGARITHMIC_SPAN = 20.0
 """Levels whose largest is more than this many times the smallest are drawn on a log axis."""

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from privguard.records import CellRecord
 from privguard.reporting.answer import answer
 from privguard.reporting.frames import is_stack
-from privguard.reporting.frontier import FrontierRow
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.leaks import Leak
 from privguard.reporting.page_data import Json
 from privguard.reporting.page_tables import defense_tables, training_table

@@ -15,8 +15,8 @@ from matplotlib.colors import to_hex
 from privguard.records import CellRecord
 from privguard.reporting.flags import by_privacy
 from privguard.reporting.frames import is_stack, newest_frame, psnr
-from privguard.reporting.frontier import FrontierRow, headline, pareto
 from privguard.reporting.frontier_axes import CLIP_BELOW
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.leaks import Leak, scatter
 from privguard.reporting.levels_figure import LOGARITHMIC_SPAN
 from privguard.reporting.limits import MAX_LEAKAGE, MAX_REWARD_LOSS
@@ -26,6 +26,7 @@ from privguard.reporting.style import defense_styles, series_styles
 from privguard.reporting.tables import COLUMNS, rounded
 from privguard.reporting.training_figure import mean_curve
 from privguard.reporting.wording import level_text
+from privguard.reporting.worst_case import headline, pareto
 
 Json = dict[str, Any]
 Picture = Callable[[Any], bytes | None]

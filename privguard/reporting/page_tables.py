@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from privguard.records import CellRecord, ReleaseKind
 from privguard.reporting.flags import by_privacy
-from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.training_figure import mean_curve
 from privguard.reporting.wording import (
     interval_text,
@@ -15,6 +15,7 @@ from privguard.reporting.wording import (
     return_text,
     short_number,
 )
+from privguard.reporting.worst_case import headline
 
 RELEASE_NAMES: dict[ReleaseKind, str] = {
     "probe": "probe releases (single records, the worst case)",

@@ -13,7 +13,7 @@ from privguard.reporting.advice import suggestions
 from privguard.reporting.break_points import BreakPoint, break_points
 from privguard.reporting.candidates import Candidate, candidates
 from privguard.reporting.flags import Flag, suspicious_results
-from privguard.reporting.frontier import FrontierRow
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.returns import UNDEFENDED
 from privguard.reporting.statistics import SEEDS_TO_TRUST, coverage_text

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.files import write_atomically
-from privguard.reporting.frontier import FrontierRow, frontier_rows
+from privguard.reporting.frontier import frontier_rows
 from privguard.reporting.frontier_figure import frontier_figure
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.leaks import Leak, Load, leaks
 from privguard.reporting.levels_figure import levels_figure
 from privguard.reporting.page import render_page

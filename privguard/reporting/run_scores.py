@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from privguard.records import AttackRecord, CellRecord, ReleaseKind
 from privguard.reporting.aggregates import interquartile_mean, paired_difference
-from privguard.reporting.frontier import frontier_rows, headline, leakage
+from privguard.reporting.frontier import frontier_rows, leakage
 from privguard.reporting.returns import UNDEFENDED, return_scale, returns_by_seed
 from privguard.reporting.statistics import UNDEFINED, Array, finite, seed_mean
+from privguard.reporting.worst_case import headline
 
 Level = tuple[str, float | None]
 """Defence and level."""

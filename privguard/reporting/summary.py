@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.flags import by_privacy
-from privguard.reporting.frontier import FrontierRow, headline
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.recommendation import Recommendation
 from privguard.reporting.returns import return_scale
 from privguard.reporting.statistics import coverage_text
@@ -19,6 +19,7 @@ from privguard.reporting.wording import (
     return_text,
     short_number,
 )
+from privguard.reporting.worst_case import headline
 
 HEADLINE_COLUMNS = (
     "defence",

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from privguard.reporting.files import write_atomically
-from privguard.reporting.frontier import FrontierRow
+from privguard.reporting.frontier_row import FrontierRow
 
 COLUMNS: tuple[str, ...] = tuple(FrontierRow.model_fields)
 """Header of ``frontier.csv``."""

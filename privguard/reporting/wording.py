@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from privguard.reporting.frontier import FrontierRow
+from privguard.reporting.frontier_row import FrontierRow
 
 
 def short_number(value: float) -> str:

@@ -36,8 +36,10 @@ from attacks import Observation, Prior, Transitions
 from attacks.attack import Attack
 from attacks.rgia import RGIA
 from privguard.agents.td3 import TD3
+from privguard.budgets import budget
 from privguard.environments import environment_spec
-from privguard.spec import CellSpec, TD3Settings, budget
+from privguard.recipes import TD3Settings
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 PACKAGE = "breaching==0.1.2"

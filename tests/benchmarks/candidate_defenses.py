@@ -23,12 +23,14 @@ from attacks.prior import Prior
 from attacks.registry import get_attack
 from attacks.transitions import Transitions
 from privguard.auditing import Audit
+from privguard.budgets import budget
 from privguard.environments import environment_spec
 from privguard.knowledge import Knowledge
+from privguard.recipes import agent_settings
 from privguard.replay import Replay, ReplayShapes
 from privguard.reporting.frontier import leakage
 from privguard.seeding import numpy_generator
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 ARMS = (

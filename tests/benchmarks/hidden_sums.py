@@ -22,8 +22,8 @@ import defenses
 from defenses.session import Session
 from privguard.agents import make_agent
 from privguard.environments import environment_spec, make_environment
+from privguard.recipes import agent_settings
 from privguard.seeding import torch_generator
-from privguard.spec import agent_settings
 
 DEFENSES = ["none", "secagg", "secagg=2", "secagg@dropout=0.1", "distributed-dp=0.01", "he"]
 

@@ -20,9 +20,11 @@ from scipy.optimize import linear_sum_assignment
 
 from attacks import Channel, Observation, Prior, get_attack
 from attacks.transitions import Transitions
+from privguard.budgets import budget
 from privguard.environments import environment_spec
+from privguard.recipes import agent_settings
 from privguard.replay import Replay
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 GAMES = ["pong", "qbert", "breakout", "seaquest", "carracing"]

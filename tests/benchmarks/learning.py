@@ -13,8 +13,10 @@ import numpy as np
 import torch
 import typer
 
+from privguard.budgets import budget
 from privguard.environments import environment_spec
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.recipes import agent_settings
+from privguard.spec import CellSpec
 from privguard.training import CellTraining, Progress
 
 LOCOMOTION = ["halfcheetah", "hopper", "walker2d", "ant"]

@@ -23,10 +23,12 @@ from attacks.prior import Prior
 from attacks.registry import get_attack
 from attacks.scores import score
 from privguard.auditing import Audit
+from privguard.budgets import budget
 from privguard.environments import environment_spec
 from privguard.knowledge import Knowledge
+from privguard.recipes import agent_settings
 from privguard.seeding import torch_generator
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 STDS = (1e-3, 1e-2, 1e-1, 1.0)

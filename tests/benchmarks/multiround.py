@@ -23,11 +23,13 @@ from attacks.observation import Observation
 from attacks.transitions import Transitions, flatten_state
 from privguard.agents import make_agent
 from privguard.auditing import Audit
+from privguard.budgets import budget
 from privguard.captures import CellCaptures
 from privguard.environments import environment_spec, make_environment
 from privguard.knowledge import Knowledge
+from privguard.recipes import agent_settings
 from privguard.seeding import torch_generator
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 CLIENT = 0

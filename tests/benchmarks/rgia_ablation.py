@@ -27,11 +27,13 @@ from attacks.dlg import DLG
 from attacks.rgia import RGIA
 from attacks.rgia_zero import ZeroPriorRGIA
 from privguard.auditing import Audit
+from privguard.budgets import budget
 from privguard.captures import CellCaptures
 from privguard.environments import environment_spec
 from privguard.knowledge import Knowledge, chosen_knowledge
+from privguard.recipes import agent_settings
 from privguard.records import AttackRecord
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 NONE, SAMPLES, SIMULATOR = (chosen_knowledge(k, None) for k in ("none", "samples", "simulator"))

@@ -15,8 +15,10 @@ from typing import Annotated
 import torch
 import typer
 
+from privguard.budgets import budget
 from privguard.environments import environment_spec
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.recipes import agent_settings
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 DEFENSES: list[tuple[str, float | None]] = [

@@ -18,8 +18,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from attacks import Channel, Observation, Prior, Reconstruction, Transitions, get_attack
+from privguard.budgets import budget
 from privguard.environments import environment_spec
-from privguard.spec import CellSpec, TD3Settings, budget
+from privguard.recipes import TD3Settings
+from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 

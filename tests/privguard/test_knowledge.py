@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from attacks import Transitions, get_attack
-from privguard.auditing import Audit, granted_prior
+from privguard.auditing import Audit
 from privguard.captures import CellCaptures
 from privguard.errors import BadInput
+from privguard.granted_prior import granted_prior
 from privguard.knowledge import Knowledge, chosen_knowledge
 from privguard.options import default_attacks
 from privguard.records import AttackRecord

@@ -9,7 +9,7 @@ import torch
 from attacks import Channel, Observation, Prior, Template, Transitions, get_attack
 from privguard.agents import Agent, make_agent
 from privguard.environments import environment_spec, make_environment
-from privguard.spec import agent_settings
+from privguard.recipes import agent_settings
 
 HELD = 60
 """Frames that the adversary holds; targets come later in the game."""

@@ -23,7 +23,8 @@ from privguard.refinement import (
     with_earlier_refinement,
 )
 from privguard.reporting.break_points import break_points
-from privguard.reporting.frontier import FrontierRow, frontier_rows
+from privguard.reporting.frontier import frontier_rows
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend
 from privguard.spec import DefenseGrid, SweepSpec

@@ -3,11 +3,13 @@
 import pytest
 
 import defenses
+from privguard.budgets import budget
 from privguard.cells import cell_record
 from privguard.environments import environment_spec
 from privguard.grids import parse_grid
 from privguard.options import calibrated_defenses
-from privguard.spec import CellSpec, agent_settings, budget
+from privguard.recipes import agent_settings
+from privguard.spec import CellSpec
 from privguard.target_epsilon import Plan, with_noise_multipliers
 from privguard.training import CellTraining
 

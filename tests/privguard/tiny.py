@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from privguard.budgets import Budget
 from privguard.environments import environment_spec
-from privguard.spec import Budget, CellSpec, agent_settings
+from privguard.recipes import agent_settings
+from privguard.spec import CellSpec
 
 
 def tiny_budget(**changes: object) -> Budget:

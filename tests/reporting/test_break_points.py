@@ -6,7 +6,8 @@ from privguard.reporting.break_points import (
     locate,
     thresholds,
 )
-from privguard.reporting.frontier import FrontierRow, frontier_rows
+from privguard.reporting.frontier import frontier_rows
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from tests.reporting.record_factory import attack, cell, sweep
 

@@ -4,8 +4,9 @@ import math
 import pytest
 
 from privguard.records import AttackRecord, TargetScores
-from privguard.reporting.frontier import frontier_rows, headline, leakage, pareto, worst_case
+from privguard.reporting.frontier import frontier_rows, leakage
 from privguard.reporting.tables import COLUMNS, read_frontier_csv, write_frontier_csv
+from privguard.reporting.worst_case import headline, pareto, worst_case
 from tests.reporting.record_factory import IDLE, PRIOR, attack, cell, sweep
 
 CONTRACT = [

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from privguard.records import AttackRecord, CellRecord
-from privguard.reporting.frontier import FrontierRow, frontier_rows
+from privguard.reporting.frontier import frontier_rows
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend, render_text
 from tests.reporting.record_factory import attack, cell, sweep
