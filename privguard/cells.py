@@ -123,10 +123,18 @@ def cell_record(training: CellTraining) -> CellRecord:
         ),
         client_seconds=float(np.median([c.defended for c in costs])) if costs else None,
         plain_client_seconds=float(np.median([c.plain for c in costs])) if costs else None,
-        versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+        versions={name: _version(name) for name in _VERSIONED},
         machine=_machine(),
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _version(package: str) -> str:
+    """The installed version; source that is imported from where it lies has none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _machine() -> str:
