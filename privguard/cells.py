@@ -14,13 +14,14 @@ import numpy as np
 
 from privguard.auditing import Audit
 from privguard.captures import CellCaptures
+from privguard.checkpoints import Checkpoint, restore
 from privguard.grids import swept_stage
 from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
 from privguard.release_noise import measure_noise
 from privguard.run_files import RunFiles
 from privguard.spec import CellSpec
-from privguard.training import CellTraining, Checkpoint, Progress
+from privguard.training import CellTraining, Progress
 
 _VERSIONED = ("privguard", "torch", "opacus", "gymnasium", "mujoco", "ale-py", "numpy")
 
@@ -47,7 +48,7 @@ def run_cell(
     training = CellTraining(cell)
     saved = files.load_checkpoint(cell.key)
     if saved is not None:
-        training.restore(Checkpoint(*saved))
+        restore(training, Checkpoint(*saved))
 
     def save(checkpoint: Checkpoint) -> None:
         files.save_checkpoint(cell.key, checkpoint.tensors, checkpoint.plain)

@@ -1,4 +1,4 @@
-"""One cell: train, evaluate, capture releases, checkpoint, resume."""
+"""One cell: train, evaluate, capture releases."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import defenses
-from attacks.transitions import Transitions
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
+from privguard.checkpoints import Checkpoint, take_checkpoint
 from privguard.environments import (
     environment_spec,
     make_environment,
     make_learning_environment,
 )
 from privguard.evaluation import baseline_returns, evaluate, evaluation_seeds
-from privguard.federation import Client, Federation, RoundCost, Server
-from privguard.knowledge import LARGEST_FRACTION, sample_count
+from privguard.federation import Client, Federation, Server
+from privguard.prior_samples import take_samples
 from privguard.records import Evaluation, ReleaseKind
 from privguard.replay import Replay, ReplayShapes
 from privguard.seeding import numpy_generator, torch_generator
@@ -30,12 +29,8 @@ from privguard.spec import CellSpec
 
 _CHECK_EVERY = 100
 """Rounds between two looks at the clock and at the weights' finiteness."""
-_REFERENCE_SIZE = 4096
 _REPLAY_BYTES = 2**30
 """Most that one client's replay may take: the oldest of more than 150,000 frames are forgotten."""
-_SAMPLE_BYTES = 64 * 2**20
-"""Most that a capture spends on the reference set, and on the adversary's samples beyond the
-default share; images are what this is for."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +41,6 @@ class Progress:
     rounds: int
     rounds_per_second: float
     mean_return: float | None
-
-
-@dataclass
-class Checkpoint:
-    """All that is needed to go on: tensors by name and plain data."""
-
-    tensors: dict[str, Tensor]
-    plain: dict[str, Any]
 
 
 class CellTraining:
@@ -146,92 +133,17 @@ class CellTraining:
             if self.round in evaluate_at and not self.diverged:
                 self._evaluate()
             if now - saved > checkpoint_seconds:
-                save_checkpoint(self.checkpoint())
+                save_checkpoint(take_checkpoint(self))
                 saved = time.perf_counter()
             on_progress(self._progress())
             started = time.perf_counter()
-        self._take_samples()
+        take_samples(self.captures, self.federation, self.cell)
 
     def close(self) -> None:
         """Frees the environments and detaches the defence from the networks."""
         self.federation.session.close()
         for env in [*self.evaluation_envs, *(client.env for client in self.federation.clients)]:
             env.close()
-
-    def checkpoint(self) -> Checkpoint:
-        """The whole state between two rounds."""
-        federation = self.federation
-        tensors, plain = self.captures.pack()
-        tensors = {f"captures.{name}": tensor for name, tensor in tensors.items()}
-        tensors["weights"] = self.agent.weights
-        tensors["target_weights"] = self.agent.target_weights
-        tensors["defense_generator"] = self.defense_generator.get_state()
-        tensors["server_generator"] = self.server_generator.get_state()
-        if federation.memory is not None:
-            tensors["memory"] = federation.memory
-        optimizer = federation.server.optimizer.state_dict()["state"]
-        for index, moments in optimizer.items():
-            tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
-        for client in federation.clients:
-            for name, tensor in client.replay.tensors().items():
-                tensors[f"client.{client.index}.replay.{name}"] = tensor
-        return Checkpoint(
-            tensors,
-            {
-                "round": self.round,
-                "seconds": self.seconds,
-                "evaluations": [evaluation.model_dump() for evaluation in self.evaluations],
-                "captures": plain,
-                "captured_rows": sorted(federation.captured_rows),
-                "void_rounds": federation.void_rounds,
-                "probe_rng": self.probe_rng.bit_generator.state,
-                "defense": federation.session.state(),
-                "costs": [list(cost) for cost in federation.costs],
-                "accountants": [a.state() if a else None for a in federation.accountants],
-                "clients": [_client_state(client) for client in federation.clients],
-            },
-        )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts back a state that ``checkpoint`` gave; training goes on with the same numbers."""
-        tensors, plain, federation = checkpoint.tensors, checkpoint.plain, self.federation
-        self.round, self.seconds = plain["round"], plain["seconds"]
-        self.evaluations = [Evaluation(**entry) for entry in plain["evaluations"]]
-        self.captures = CellCaptures.unpack(
-            {
-                name.removeprefix("captures."): tensor
-                for name, tensor in tensors.items()
-                if name.startswith("captures.")
-            },
-            plain["captures"],
-        )
-        self.agent.weights.copy_(tensors["weights"])
-        self.agent.target_weights.copy_(tensors["target_weights"])
-        self.defense_generator.set_state(tensors["defense_generator"])
-        self.server_generator.set_state(tensors["server_generator"])
-        self.probe_rng.bit_generator.state = plain["probe_rng"]
-        federation.costs = [RoundCost(*cost) for cost in plain.get("costs", ())]
-        federation.captured_rows = {(client, row) for client, row in plain["captured_rows"]}
-        federation.session.load_state(plain["defense"])
-        federation.void_rounds = plain["void_rounds"]
-        if federation.memory is not None:
-            federation.memory.copy_(tensors["memory"])
-        _restore_adam(federation.server.optimizer, tensors)
-        for accountant, state in zip(federation.accountants, plain["accountants"], strict=True):
-            if accountant is not None:
-                accountant.load_state(state)
-        for client, state in zip(federation.clients, plain["clients"], strict=True):
-            prefix = f"client.{client.index}.replay."
-            replay = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
-            client.replay.restore(replay, state["added"])
-            client.exploration_rng.bit_generator.state = state["exploration_rng"]
-            client.minibatch_rng.bit_generator.state = state["minibatch_rng"]
-            client.resume(state["episodes"], state["episode_steps"])
-            client.noise = None if state["noise"] is None else np.asarray(state["noise"])
 
     def _capture(self, progress: float) -> None:
         probes = []
@@ -281,37 +193,6 @@ class CellTraining:
             None if last is None else float(np.mean(last.returns)),
         )
 
-    def _take_samples(self) -> None:
-        """The adversary's prior samples and the scores' reference set, none of them a target."""
-        clients = self.federation.clients
-        rng = numpy_generator(self.cell.seed, "prior")
-        pool = [
-            (client.index, row)
-            for client in clients
-            for row in range(client.replay.size)
-            if (client.index, row) not in self.federation.captured_rows
-        ]
-        known = sample_count(self.cell.prior_fraction, len(pool))
-        row = clients[0].replay.rows(np.zeros(1, np.int64))
-        row_bytes = sum(part.nbytes for part in vars(row).values())
-        used = known + min(_REFERENCE_SIZE, _SAMPLE_BYTES // row_bytes)
-        largest = sample_count(LARGEST_FRACTION, len(pool))
-        more = min(largest - known, _SAMPLE_BYTES // row_bytes)
-        chosen = np.asarray(pool)[rng.permutation(len(pool))]
-
-        def transitions(rows: np.ndarray) -> Transitions:
-            return Transitions.cat(
-                [client.replay.rows(rows[rows[:, 0] == client.index, 1]) for client in clients]
-            )
-
-        self.captures.population = len(pool)
-        self.captures.prior = transitions(chosen[:known])
-        self.captures.reference = transitions(chosen[known:used])
-        further = chosen[used : used + more]
-        # Grouped by client; back in the order that was drawn, so that its head is a fair sample.
-        order = np.argsort(np.argsort(further[:, 0], kind="stable"), kind="stable")
-        self.captures.more_prior = transitions(further)[torch.from_numpy(order)]
-
 
 def _replay_shapes(env: Any) -> ReplayShapes:
     state, action = env.observation_space, env.action_space
@@ -321,23 +202,3 @@ def _replay_shapes(env: Any) -> ReplayShapes:
         action_shape=tuple(action.shape),
         action_dtype=torch.from_numpy(np.zeros(0, action.dtype)).dtype,
     )
-
-
-def _client_state(client: Client) -> dict[str, Any]:
-    return {
-        "episodes": client.episodes,
-        "episode_steps": client.episode_steps,
-        "added": client.replay.added,
-        "noise": None if client.noise is None else client.noise.tolist(),
-        "exploration_rng": client.exploration_rng.bit_generator.state,
-        "minibatch_rng": client.minibatch_rng.bit_generator.state,
-    }
-
-
-def _restore_adam(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state = optimizer.state_dict()
-    for name, tensor in tensors.items():
-        if name.startswith("adam."):
-            _, index, moment = name.split(".")
-            state["state"].setdefault(int(index), {})[moment] = tensor
-    optimizer.load_state_dict(state)

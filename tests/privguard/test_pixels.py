@@ -15,12 +15,13 @@ from privguard.agents.networks import initialise, nature_cnn
 from privguard.atari import ShrunkScreens, area_average
 from privguard.auditing import Audit
 from privguard.car_racing import FastCarRacing
+from privguard.checkpoints import Checkpoint, restore
 from privguard.environments import make_environment, make_learning_environment
 from privguard.frame_stacks import FrameStacks
 from privguard.knowledge import Knowledge
 from privguard.replay import Replay, ReplayShapes
 from privguard.spec import CellSpec
-from privguard.training import CellTraining, Checkpoint
+from privguard.training import CellTraining
 from tests.privguard.tiny import tiny_budget, tiny_cell
 
 FRAMES = ReplayShapes((4, 6, 5), torch.uint8, (), torch.int64)
@@ -172,7 +173,7 @@ def test_a_cell_on_pixels_is_resumed_exactly_and_its_captures_fit_their_records(
     unbroken = CellTraining(cell)
     unbroken.run(save_checkpoint=keep_first, checkpoint_seconds=0.0)
     resumed = CellTraining(cell)
-    resumed.restore(taken[0])
+    restore(resumed, taken[0])
     assert 0 < resumed.round < cell.budget.rounds
     resumed.run()
     left, right = unbroken.captures.pack()[0], resumed.captures.pack()[0]

@@ -12,10 +12,11 @@ from attacks.registry import get_attack
 from defenses.client_accounting import ClientAccountant
 from privguard.auditing import Audit
 from privguard.cells import cell_record
+from privguard.checkpoints import Checkpoint, restore
 from privguard.knowledge import Knowledge
 from privguard.local_updates import local_updates
 from privguard.spec import CellSpec
-from privguard.training import CellTraining, Checkpoint
+from privguard.training import CellTraining
 from tests.privguard.tiny import tiny_budget, tiny_cell
 
 
@@ -78,7 +79,7 @@ def test_a_resumed_cell_ends_where_an_unbroken_one_does(name: str) -> None:
     unbroken = CellTraining(cell)
     unbroken.run(save_checkpoint=keep_first, checkpoint_seconds=0.0)
     resumed = CellTraining(cell)
-    resumed.restore(taken[0])
+    restore(resumed, taken[0])
     assert 0 < resumed.round < cell.budget.rounds
     resumed.run()
     assert_same(unbroken, resumed)
