@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ def _work(connection: Connection, directory: Path) -> None:
     """A worker's life: a task comes, events go; it ends when the parent is gone."""
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:
             task: Task = connection.recv()
@@ -151,6 +153,14 @@ def _work(connection: Connection, directory: Path) -> None:
             connection.send(compute_task(task, directory, connection.send))
         except BrokenPipeError:
             return
+
+
+def _die_with_parent() -> None:
+    """Ends this process when a killed parent leaves it behind: an attack can take minutes more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def compute_task(task: Task, directory: Path, send: Callable[[Event], None]) -> Event:

@@ -25,6 +25,14 @@ def privguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def alive(pid: str) -> bool:
+    """Whether the process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def finished_cells(directory: Path) -> list[tuple[str, str]]:
     path = directory / "records.sqlite"
     if not path.exists():
@@ -160,10 +168,16 @@ def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not finished_cells(directory) and time.monotonic() < deadline:
         time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = finished_cells(directory)
     assert 0 < len(done) < 4
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(children) >= 1
+    assert not any(alive(pid) for pid in children), "a worker outlived its sweep"
     result = privguard(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"{len(done)} finished" in result.stderr
