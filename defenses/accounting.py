@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
+
+Unit = Literal["transition", "trajectory"]
+"""What may be added to or removed from one client's data."""
 
 _GRID = math.log(1.01)
 """Sampling rates and falling noise multipliers are kept on a geometric grid of 1%."""
@@ -23,21 +26,23 @@ class Accountant:
 
     Formal guarantees:
         (epsilon, delta)-DP of everything the client sent, against an adversary who sees all rounds,
-        for one transition added to or removed from one client's data, if what
-        :meth:`assumptions` lists holds. Nothing is said about a whole trajectory or client.
+        for one transition (or one trajectory) added to or removed from one client's data, if what
+        :meth:`assumptions` lists holds. Nothing is said about anything larger.
 
     Edge cases: no round yet gives epsilon 0; noise multiplier 0 gives infinity.
     """
 
-    unit = "transition (add or remove one), one client"
-
-    def __init__(self, noise_multiplier: float, factor: float = 1.0) -> None:
+    def __init__(
+        self, noise_multiplier: float, factor: float = 1.0, per: Unit = "transition"
+    ) -> None:
         """An accountant with no round yet.
 
         Args:
             noise_multiplier: Standard deviation of the first round's noise on the sum of clipped
                 gradients, divided by the clipping norm; >= 0.
             factor: Each round's noise multiplier over that of the round before, in (0, 1].
+            per: What each round samples and clips by itself: transitions, or trajectories that give
+                one transition each.
 
         Raises:
             ValueError: one of them is out of range.
@@ -48,8 +53,14 @@ class Accountant:
             raise ValueError(f"the noise's factor must be in (0, 1], not {factor}")
         self.noise_multiplier = noise_multiplier
         self.factor = factor
+        self.per = per
         self._counts: dict[tuple[float, float], int] = {}
         """Rounds by (noise multiplier, sampling rate)."""
+
+    @property
+    def unit(self) -> str:
+        """What epsilon protects."""
+        return f"{self.per} (add or remove one), one client"
 
     @property
     def steps(self) -> int:
@@ -57,7 +68,7 @@ class Accountant:
         return sum(self._counts.values())
 
     def step(self, sample_rate: float) -> None:
-        """Adds one round in which each transition took part with probability ``sample_rate``.
+        """Adds one round in which each unit took part with probability ``sample_rate``.
 
         Raises:
             ValueError: the rate is not in (0, 1].
@@ -68,7 +79,7 @@ class Accountant:
         self._counts[at] = self._counts.get(at, 0) + 1
 
     def delta(self, records: int) -> float:
-        """The delta to state epsilon at: 1 / ``records``, of the client with the fewest."""
+        """The delta to state epsilon at: 1 / ``records`` (units), of the client with the fewest."""
         return 1 / records
 
     def epsilon(self, delta: float) -> float:
@@ -140,20 +151,25 @@ class Accountant:
             (float(noise), float(rate)): int(count) for noise, rate, count in state["history"]
         }
 
-    @staticmethod
-    def assumptions() -> list[str]:
+    def assumptions(self) -> list[str]:
         """What must hold for epsilon to be valid, one sentence each."""
+        sampling = {
+            "transition": "Poisson sampling: each round takes each stored transition independently "
+            "with probability batch size / replay size; that size is public.",
+            "trajectory": "Poisson sampling: each round takes each stored trajectory independently "
+            "with probability batch size / number of trajectories, and one transition of each that "
+            "is taken; that number is public.",
+        }
         return [
-            "Unit: one transition added to or removed from one client's data.",
-            "Poisson sampling: each round takes each stored transition independently with "
-            "probability batch size / replay size; that size is public.",
+            f"Unit: one {self.per} added to or removed from one client's data.",
+            sampling[self.per],
             "The sum of gradients is divided by a constant, never by the realised batch size.",
             "Critic and actor gradients are released together, as one clipped and noised vector.",
             "One-step TD targets from frozen networks: a transition enters one sample's loss only.",
             "No statistic of the data (such as an observation normaliser) is shared without noise.",
             "The adversary sees every round of the client and knows the mechanism.",
-            "The collected transitions are taken as given: influence of one on what the policy "
-            "collects later is not counted.",
+            f"What the client collects is taken as given: influence of one {self.per} on what the "
+            "policy collects later is not counted.",
             "Noise comes from a seeded generator, for reproducibility; a deployment needs a "
             "secret seed or a cryptographic source.",
         ]

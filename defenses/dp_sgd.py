@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
 
-from defenses.accounting import Accountant
+from defenses.accounting import Accountant, Unit
 from defenses.ghost_clipping import GhostClipping
 from defenses.layout import Layout
 from defenses.registry import DefenseError, register_defense
@@ -24,7 +24,7 @@ from defenses.stages import Sampling
     minimum=0.0,
     private_end="high",
     summary="Opacus: clips every sample's gradient, adds noise to the sum; accounts for epsilon",
-    guarantee="(epsilon, delta)-DP per transition and client",
+    guarantee="(epsilon, delta)-DP per transition (or @unit=trajectory) and client",
 )
 @dataclass(frozen=True)
 class DPSGD:
@@ -37,21 +37,31 @@ class DPSGD:
     Formal guarantees:
         (epsilon, delta)-DP with respect to one transition of one client added or removed, under
         Poisson sampling; see ``defenses.accounting.Accountant`` for epsilon and all assumptions.
-        A sample's sensitivity is ``clip`` on the sum, ``clip`` / batch size on the release.
+        A sample's sensitivity is ``clip`` on the sum, ``clip`` / batch size on the release. With
+        ``unit`` "trajectory" each round draws trajectories and one transition of each, so that
+        one trajectory has that sensitivity; there are far fewer of them, so epsilon is larger.
 
     Edge cases: noise multiplier 0 only clips (epsilon infinite); an empty minibatch releases pure
     noise; a sample with a non-finite loss or gradient counts as a zero gradient and is tallied.
 
     Raises:
-        DefenseError: ``clip`` is not a finite number above 0.
+        DefenseError: ``clip`` is not a finite number above 0, or ``unit`` is unknown.
     """
 
     noise_multiplier: float
     clip: float = 1.0
+    unit: str = "transition"
+    """What epsilon protects: "transition" or "trajectory"."""
 
-    sampling: ClassVar[Sampling] = "poisson"
+    @property
+    def sampling(self) -> Sampling:
+        """A coin for each transition, or for each trajectory."""
+        return "poisson" if self.unit == "transition" else "poisson-trajectories"
 
     def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            allowed = " or ".join(get_args(Unit))
+            raise DefenseError(f"dp-sgd@unit={self.unit}: the unit must be {allowed}")
         if not (math.isfinite(self.clip) and self.clip > 0):
             raise DefenseError(
                 f"dp-sgd@clip={self.clip}: the clipping norm must be above 0, e.g. 1.0"
@@ -71,7 +81,7 @@ class DPSGD:
             "server_receives": "each client's sum of per-sample gradients, each clipped to an L2 "
             f"norm of {self.clip:g}, plus Gaussian noise, divided by {batch_size}",
             "sensitivity": f"{self.clip / batch_size:g} (L2) of a client's release",
-            "unit": "transition (add/remove), one client",
+            "unit": f"{self.unit} (add/remove), one client",
             "guarantee": "(epsilon, delta)-DP by RDP accounting (Opacus)"
             if self.noise_multiplier > 0
             else "none without noise: epsilon is infinite",
@@ -79,7 +89,7 @@ class DPSGD:
 
     def accountant(self) -> Accountant:
         """A fresh accountant of one client."""
-        return Accountant(self.noise_multiplier)
+        return Accountant(self.noise_multiplier, per=cast(Unit, self.unit))
 
     def bind(
         self, module: nn.Module, layout: Layout, clients: int, generator: torch.Generator

@@ -26,7 +26,9 @@ Losses = Callable[["Tensor | slice"], Tensor]
 Each loss depends on its own row only, and every layer sees row i of its input for row i.
 """
 
-Sampling = Literal["poisson", "uniform"]
+Sampling = Literal["poisson", "poisson-trajectories", "uniform"]
+"""How a client draws a minibatch: exactly so many rows; each row by a coin of its own; each
+trajectory by a coin of its own, and one row of every one that is in."""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ def _privacy(training: CellTraining) -> PrivacyStatement:
                 "no formal guarantee: the defence bounds no record's influence with noise"
             ],
         )
-    delta = accountants[0].delta(min(client.replay.size for client in federation.clients))
+    sampling = federation.defense.sampling
+    delta = accountants[0].delta(min(c.replay.units(sampling) for c in federation.clients))
     epsilon = max(accountant.epsilon(delta) for accountant in accountants)
     described = {k: v for entry in federation.session.describe() for k, v in entry.items()}
     return PrivacyStatement(

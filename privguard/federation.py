@@ -55,7 +55,11 @@ class Client:
         next_state, reward, terminated, truncated, _ = self.env.step(action)
         self.replay.add(self.state, action, float(reward), next_state, terminated)
         self.episode_steps += 1
-        self.state = self._reset() if terminated or truncated else next_state
+        if terminated or truncated:
+            self.replay.end_trajectory()
+            self.state = self._reset()
+        else:
+            self.state = next_state
 
     def resume(self, episodes: int, episode_steps: int) -> None:
         """Brings the environment back to where a checkpoint left it.
@@ -194,7 +198,7 @@ class Federation:
         batch, owner = stack([client.replay for client in self.clients], indices)
         for client, accountant in zip(self.clients, self.accountants, strict=True):
             if accountant is not None:
-                accountant.step(client.replay.sample_rate(self.batch_size))
+                accountant.step(client.replay.sample_rate(self.batch_size, self.defense.sampling))
         if self.defense.additive and self.local_steps == 1 and not capture:
             self.server.step(self.session.mean_release(self._losses(batch), owner), progress)
             self.session.end_round()

@@ -1,20 +1,18 @@
-"""One client's replay: every transition it has seen, drawn uniformly or by Poisson sampling."""
+"""One client's replay: every transition it has seen, and how minibatches are drawn of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attacks.transitions import Transitions
+from defenses.stages import Sampling
 from privguard.frame_stacks import FrameStacks
-
-Sampling = Literal["uniform", "poisson"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class Replay:
         self.capacity = capacity
         self.size = 0
         self.added = 0
+        self._starts = [0]
+        """Transitions that were added before each trajectory that is still stored."""
         self._columns = {
             "action": torch.zeros((capacity, *shapes.action_shape), dtype=shapes.action_dtype),
             "reward": torch.zeros(capacity),
@@ -83,22 +83,47 @@ class Replay:
         self.added += 1
         self.size = min(self.added, self.capacity)
 
+    def end_trajectory(self) -> None:
+        """What is added from now on belongs to a new trajectory."""
+        self._starts.append(self.added)
+
     def sample(self, batch_size: int, sampling: Sampling, rng: np.random.Generator) -> np.ndarray:
         """Row indices of a minibatch.
 
         ``uniform`` draws exactly ``batch_size`` rows with replacement. ``poisson`` includes each
         row independently with probability min(1, batch_size / size), as the accountants assume, so
         the number of rows varies and may be 0. (A binomial count of distinct uniform rows is the
-        same law as one coin a row, without touching every row.)
+        same law as one coin a row, without touching every row.) ``poisson-trajectories`` does so
+        with the stored trajectories, the unfinished one among them, and takes one uniform row of
+        each.
         """
         if sampling == "uniform":
             return rng.integers(self.size, size=batch_size)
-        count = rng.binomial(self.size, self.sample_rate(batch_size))
-        return rng.choice(self.size, size=count, replace=False, shuffle=False)
+        units = self.units(sampling)
+        count = rng.binomial(units, self.sample_rate(batch_size, sampling))
+        chosen = rng.choice(units, size=count, replace=False, shuffle=False)
+        if sampling == "poisson":
+            return chosen
+        bounds = self._trajectory_bounds()
+        return rng.integers(bounds[chosen], bounds[chosen + 1]) % self.capacity
 
-    def sample_rate(self, batch_size: int) -> float:
-        """Probability that a given row enters a Poisson minibatch."""
-        return min(1.0, batch_size / self.size)
+    def sample_rate(self, batch_size: int, sampling: Sampling) -> float:
+        """Probability that a given unit of ``sampling`` enters a Poisson minibatch."""
+        return min(1.0, batch_size / self.units(sampling))
+
+    def units(self, sampling: Sampling) -> int:
+        """How many of what ``sampling`` draws are stored: transitions, or trajectories."""
+        if sampling == "poisson-trajectories":
+            return len(self._trajectory_bounds()) - 1
+        return self.size
+
+    def _trajectory_bounds(self) -> np.ndarray:
+        """(n + 1,): trajectory i is transitions bounds[i] .. bounds[i + 1] in order of arrival."""
+        oldest = self.added - self.size
+        while len(self._starts) > 1 and self._starts[1] <= oldest:
+            del self._starts[0]
+        starts = [max(start, oldest) for start in self._starts if start < self.added]
+        return np.asarray([*starts, self.added])
 
     def rows(self, indices: np.ndarray | Tensor) -> Transitions:
         """The transitions at ``indices``."""
@@ -124,12 +149,14 @@ class Replay:
     def tensors(self) -> dict[str, Tensor]:
         """The filled part of every column, for a checkpoint."""
         filled = {name: column[: self.size] for name, column in self._columns.items()}
+        filled["trajectory_starts"] = torch.tensor(self._starts)
         return filled if self._frames is None else filled | self._frames.tensors(self.size)
 
     def restore(self, tensors: dict[str, Tensor], added: int) -> None:
         """Puts back what ``tensors`` gave."""
         self.size = len(tensors["reward"])
         self.added = added
+        self._starts = tensors["trajectory_starts"].tolist()
         for name, column in self._columns.items():
             column[: self.size] = tensors[name]
         if self._frames is not None:

@@ -209,3 +209,11 @@ def test_batch_norm_is_refused(problem):
 def test_clip_must_be_positive(clip):
     with pytest.raises(DefenseError, match="must be above 0"):
         defenses.parse(f"dp-sgd=1.0@clip={clip}")
+
+
+def test_the_unit_must_be_known():
+    with pytest.raises(DefenseError, match="must be transition or trajectory"):
+        defenses.parse("dp-sgd=1.0@unit=episode")
+    defense = defenses.parse("dp-sgd=1.0@unit=trajectory")
+    assert defense.sampling == "poisson-trajectories"
+    assert defense.describe()[0]["unit"] == "trajectory (add/remove), one client"

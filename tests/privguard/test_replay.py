@@ -57,6 +57,43 @@ def test_poisson_takes_every_row_of_a_small_replay() -> None:
     assert len(filled(5).sample(8, "poisson", np.random.default_rng(0))) == 5
 
 
+def test_trajectories_are_drawn_independently_and_give_one_row_each() -> None:
+    replay, rng = Replay(100, SHAPES), np.random.default_rng(0)
+    lengths = [1, 5, 30, 4]
+    for trajectory, length in enumerate(lengths):
+        for _ in range(length):
+            replay.add(np.zeros(3), np.zeros(2), float(trajectory), np.zeros(3), False)
+        if trajectory < 3:
+            replay.end_trajectory()
+    assert replay.units("poisson-trajectories") == 4, "the unfinished one counts"
+    assert replay.sample_rate(1, "poisson-trajectories") == 0.25
+    draws = [
+        replay.rows(replay.sample(1, "poisson-trajectories", rng)).reward.int().tolist()
+        for _ in range(4000)
+    ]
+    assert all(len(set(draw)) == len(draw) for draw in draws)
+    shares = [np.mean([trajectory in draw for draw in draws]) for trajectory in range(4)]
+    assert shares == pytest.approx([0.25] * 4, abs=0.025)
+    assert np.mean([{0, 2} <= set(draw) for draw in draws]) == pytest.approx(1 / 16, abs=0.015)
+    rows = np.concatenate([replay.sample(4, "poisson-trajectories", rng) for _ in range(2000)])
+    inside = np.bincount(rows, minlength=40)[6:36]
+    assert stats.chisquare(inside).pvalue > 0.001, "every row of a trajectory is as likely"
+
+
+def test_an_ended_trajectory_counts_until_its_last_row_is_overwritten() -> None:
+    replay = Replay(10, SHAPES)
+    for i in range(16):
+        replay.add(np.zeros(3), np.zeros(2), float(i // 4), np.zeros(3), False)
+        if i % 4 == 3:
+            replay.end_trajectory()
+    assert replay.units("poisson-trajectories") == 3, "rows 6 to 15: half of one, and two"
+    held = Replay(10, SHAPES)
+    held.restore(replay.tensors(), replay.added)
+    for each in (replay, held):
+        rows = each.sample(3, "poisson-trajectories", np.random.default_rng(1))
+        assert sorted(each.rows(rows).reward.tolist()) == [1, 2, 3]
+
+
 def test_stacking_says_whose_each_row_is_even_for_an_empty_minibatch() -> None:
     batch, owner = stack(
         [filled(5), filled(5), filled(5)], [np.array([0, 1]), np.array([], int), np.array([4])]

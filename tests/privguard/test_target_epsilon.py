@@ -38,6 +38,7 @@ def test_a_schedule_is_calibrated_as_it_falls():
         ("gaussian=eps:8", "gaussian accounts for no epsilon; give its variance"),
         ("dp-sgd=eps:much", "finite number above 0"),
         ("dp-sgd=eps:-1", "finite number above 0"),
+        ("dp-sgd=eps:8@unit=trajectory", "depends on the policy; give its noise multiplier"),
         ("dp-sdg=eps:1", "did you mean 'dp-sgd'"),
     ],
 )

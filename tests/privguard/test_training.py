@@ -31,6 +31,7 @@ CELLS = {
     "td3": tiny_cell("hopper"),
     "dp-sgd": tiny_cell("hopper", "dp-sgd={level}", 0.1),
     "dp-sgd-adaptive": tiny_cell("hopper", "dp-sgd-adaptive={level}", 0.1),
+    "dp-sgd trajectories": tiny_cell("hopper", "dp-sgd={level}@unit=trajectory", 0.1),
     "topk": tiny_cell("hopper", "topk={level}", 0.1),
     "secagg": tiny_cell("hopper", "gaussian=0.01+secagg={level}", 2),
     "drop-outs": tiny_cell("hopper", "gaussian=0.01+secagg={level}@dropout=0.2", 4),
@@ -245,6 +246,26 @@ def test_client_level_privacy_is_stated_with_its_assumptions() -> None:
     assert any("sybils" in line for line in record.privacy.assumptions)
     assert record.void_rounds == 0
     assert record.saturation_rate == 0
+
+
+def test_privacy_of_a_trajectory_costs_more_than_that_of_a_transition() -> None:
+    stated = []
+    for unit in ("transition", "trajectory"):
+        training = CellTraining(tiny_cell("hopper", f"dp-sgd={{level}}@unit={unit}", 1.0))
+        training.run()
+        privacy = cell_record(training).privacy
+        training.close()
+        assert privacy is not None
+        stated.append(privacy)
+    transition, trajectory = stated
+    assert trajectory.unit == "trajectory (add or remove one), one client"
+    assert trajectory.epsilon is not None
+    assert transition.epsilon is not None
+    assert trajectory.epsilon > transition.epsilon
+    assert trajectory.delta is not None
+    assert transition.delta is not None
+    assert trajectory.delta > transition.delta, "1 over their number, of which there are fewer"
+    assert any("each stored trajectory independently" in line for line in trajectory.assumptions)
 
 
 def test_one_local_step_is_the_gradient_that_fedsgd_sends() -> None:
