@@ -1,5 +1,7 @@
 """Levels written as ``eps:X``: what they become, and that a trained cell keeps the promise."""
 
+from dataclasses import replace
+
 import pytest
 
 import defenses
@@ -26,9 +28,11 @@ def test_only_the_wanted_levels_are_replaced():
 
 
 def test_a_schedule_is_calibrated_as_it_falls():
-    constant = with_noise_multipliers("dp-sgd=eps:8", PLAN)
-    falling = with_noise_multipliers("dp-sgd-scheduled=eps:8@gamma=0.99", PLAN)
-    assert falling.endswith("@gamma=0.99")
+    # Every noise multiplier is a mechanism of its own to account for, so only a few rounds.
+    plan = replace(PLAN, rounds=60)
+    constant = with_noise_multipliers("dp-sgd=eps:8", plan)
+    falling = with_noise_multipliers("dp-sgd-scheduled=eps:8@gamma=0.95", plan)
+    assert falling.endswith("@gamma=0.95")
     assert float(falling.split("=")[1].split("@")[0]) > float(constant.split("=")[1])
 
 
