@@ -118,7 +118,7 @@ class AdaptiveDPSGD:
         return AdaptiveClipping(self, module, layout, clients, generator)
 
 
-class AdaptiveClipping:
+class AdaptiveClipping(GhostClipping):
     """Ghost clipping to a norm that moves at the end of each round (an ``Adapting`` source)."""
 
     def __init__(
@@ -129,11 +129,7 @@ class AdaptiveClipping:
         clients: int,
         generator: torch.Generator,
     ) -> None:
-        self._mechanism = mechanism
-        self._clients = clients
-        self._generator = generator
-        self._unclipped_share = mechanism.quantile
-        self._ghost = GhostClipping(
+        super().__init__(
             module,
             layout,
             clients,
@@ -141,21 +137,19 @@ class AdaptiveClipping:
             clip_norm=mechanism.clip,
             noise_multiplier=mechanism.gradient_noise_multiplier,
         )
-
-    @property
-    def nonfinite_count(self) -> int:
-        """Samples dropped so far."""
-        return self._ghost.nonfinite_count
+        self._mechanism = mechanism
+        self._generator = generator
+        self._unclipped_share = mechanism.quantile
 
     def per_client(self, losses: Losses, owner: Tensor, batch_size: int) -> Tensor:
         """(clients, P): as ``GhostClipping``, with the count of unclipped samples beside it."""
-        releases = self._ghost.per_client(losses, owner, batch_size)
+        releases = super().per_client(losses, owner, batch_size)
         self._count(batch_size)
         return releases
 
     def mean(self, losses: Losses, owner: Tensor, batch_size: int) -> Tensor:
         """(P,): likewise."""
-        mean = self._ghost.mean(losses, owner, batch_size)
+        mean = super().mean(losses, owner, batch_size)
         self._count(batch_size)
         return mean
 
@@ -163,27 +157,23 @@ class AdaptiveClipping:
         """The server moves the norm by what the round's releases said."""
         mechanism = self._mechanism
         step = math.exp(-mechanism.rate * (self._unclipped_share - mechanism.quantile))
-        moved = self._ghost.clip_norm * step
-        self._ghost.clip_norm = min(max(moved, SMALLEST_CLIP), LARGEST_CLIP)
+        moved = self.clip_norm * step
+        self.clip_norm = min(max(moved, SMALLEST_CLIP), LARGEST_CLIP)
 
     def describe(self, batch_size: int) -> dict[str, Any]:
         """Plain data, with the norm of the coming round."""
-        return self._mechanism.describe_at(self._ghost.clip_norm, batch_size)
+        return self._mechanism.describe_at(self.clip_norm, batch_size)
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint between two rounds."""
-        return {"clip_norm": self._ghost.clip_norm}
+        return {"clip_norm": self.clip_norm}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from what :meth:`state` returned."""
-        self._ghost.clip_norm = state["clip_norm"]
-
-    def close(self) -> None:
-        """Detaches Opacus."""
-        self._ghost.close()
+        self.clip_norm = state["clip_norm"]
 
     def _count(self, batch_size: int) -> None:
-        centred = (self._ghost.sample_norms <= self._ghost.clip_norm).double() - 0.5
+        centred = (self.sample_norms <= self.clip_norm).double() - 0.5
         # The clients' counts are only ever averaged: one draw has the law of their sum.
         noise = torch.randn((), generator=self._generator, device=self._generator.device)
         spread = self._mechanism.count_noise * math.sqrt(self._clients)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from defenses.accounting import Accountant
 from defenses.dp_sgd import DPSGD
 from defenses.ghost_clipping import GhostClipping
 from defenses.layout import Layout
 from defenses.registry import DefenseError, register_defense
-from defenses.stages import Losses, Sampling
+from defenses.stages import Sampling
 
 
 @register_defense(
@@ -80,7 +80,7 @@ class ScheduledDPSGD:
         return ScheduledNoise(self, module, layout, clients, generator)
 
 
-class ScheduledNoise:
+class ScheduledNoise(GhostClipping):
     """Ghost clipping whose noise falls at the end of each round (an ``Adapting`` source)."""
 
     def __init__(
@@ -91,8 +91,7 @@ class ScheduledNoise:
         clients: int,
         generator: torch.Generator,
     ) -> None:
-        self._mechanism = mechanism
-        self._ghost = GhostClipping(
+        super().__init__(
             module,
             layout,
             clients,
@@ -100,20 +99,8 @@ class ScheduledNoise:
             clip_norm=mechanism.clip,
             noise_multiplier=mechanism.noise_multiplier,
         )
-        self._schedules = self._ghost.noise_schedules(mechanism.gamma)
-
-    @property
-    def nonfinite_count(self) -> int:
-        """Samples dropped so far."""
-        return self._ghost.nonfinite_count
-
-    def per_client(self, losses: Losses, owner: Tensor, batch_size: int) -> Tensor:
-        """(clients, P): as ``GhostClipping``."""
-        return self._ghost.per_client(losses, owner, batch_size)
-
-    def mean(self, losses: Losses, owner: Tensor, batch_size: int) -> Tensor:
-        """(P,): likewise."""
-        return self._ghost.mean(losses, owner, batch_size)
+        self._mechanism = mechanism
+        self._schedules = self.noise_schedules(mechanism.gamma)
 
     def end_round(self) -> None:
         """The noise falls."""
@@ -122,16 +109,12 @@ class ScheduledNoise:
 
     def describe(self, batch_size: int) -> dict[str, Any]:
         """Plain data, with the noise of the coming round."""
-        return self._mechanism.describe_at(self._ghost.noise_multiplier, batch_size)
+        return self._mechanism.describe_at(self.noise_multiplier, batch_size)
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint between two rounds."""
-        return {"noise_multiplier": self._ghost.noise_multiplier}
+        return {"noise_multiplier": self.noise_multiplier}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from what :meth:`state` returned."""
-        self._ghost.noise_multiplier = state["noise_multiplier"]
-
-    def close(self) -> None:
-        """Detaches Opacus."""
-        self._ghost.close()
+        self.noise_multiplier = state["noise_multiplier"]
