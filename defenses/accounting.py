@@ -33,16 +33,21 @@ class Accountant:
     """
 
     def __init__(
-        self, noise_multiplier: float, factor: float = 1.0, per: Unit = "transition"
+        self,
+        noise_multiplier: float,
+        factor: float = 1.0,
+        per: Unit = "transition",
+        every: int = 1,
     ) -> None:
         """An accountant with no round yet.
 
         Args:
             noise_multiplier: Standard deviation of the first round's noise on the sum of clipped
                 gradients, divided by the clipping norm; >= 0.
-            factor: Each round's noise multiplier over that of the round before, in (0, 1].
+            factor: Each fall's noise multiplier over that before it, in (0, 1].
             per: What each round samples and clips by itself: transitions, or trajectories that give
                 one transition each.
+            every: Rounds between two falls of the noise.
 
         Raises:
             ValueError: one of them is out of range.
@@ -54,6 +59,7 @@ class Accountant:
         self.noise_multiplier = noise_multiplier
         self.factor = factor
         self.per = per
+        self.every = every
         self._counts: dict[tuple[float, float], int] = {}
         """Rounds by (noise multiplier, sampling rate)."""
 
@@ -126,7 +132,8 @@ class Accountant:
         """The coming round's noise multiplier, rounded down where it falls."""
         if self.factor == 1 or self.noise_multiplier == 0:
             return self.noise_multiplier
-        steps = math.ceil(-self.steps * math.log(self.factor) / _GRID)
+        falls = self.steps // self.every
+        steps = math.ceil(-falls * math.log(self.factor) / _GRID)
         return self.noise_multiplier * math.exp(-steps * _GRID)
 
     def state(self) -> dict[str, Any]:

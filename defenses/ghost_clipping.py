@@ -111,14 +111,14 @@ class GhostClipping:
         self._one_client.noise_multiplier = value
         self._all_clients.noise_multiplier = value * math.sqrt(self._clients)
 
-    def noise_schedules(self, gamma: float) -> list[Any]:
-        """Opacus' schedules that multiply the noise by ``gamma`` at each ``step()``."""
-        from opacus.schedulers import ExponentialNoise
+    def noise_schedules(self, gamma: float, every: int) -> list[Any]:
+        """Opacus' schedules: they multiply the noise by ``gamma`` at every so many ``step()``s."""
+        from opacus.schedulers import ExponentialNoise, StepNoise
 
-        return [
-            ExponentialNoise(optimizer, gamma=gamma)
-            for optimizer in (self._one_client, self._all_clients)
-        ]
+        optimizers = (self._one_client, self._all_clients)
+        if every == 1:
+            return [ExponentialNoise(optimizer, gamma=gamma) for optimizer in optimizers]
+        return [StepNoise(optimizer, step_size=every, gamma=gamma) for optimizer in optimizers]
 
     def per_client(self, losses: Losses, owner: Tensor, batch_size: int) -> Tensor:
         """(clients, P): one Opacus pass and one noise draw per client."""

@@ -28,6 +28,29 @@ def test_the_noise_falls_by_gamma_every_round_as_stated(problem):
         assert session.describe()[0]["noise_std"] == pytest.approx(0.8 * 0.5**3 * 2.0 / 8)
 
 
+def test_the_noise_falls_in_steps_and_a_checkpoint_keeps_their_place(problem):
+    defense = defenses.parse("dp-sgd-scheduled=0.8@gamma=0.5@every=3@clip=2.0")
+    stated, states = [], []
+    with problem.bind(defense) as session:
+        for _ in range(7):
+            stated.append(session.describe()[0]["noise_std"])
+            states.append(session.state())
+            session.end_round()
+    expected = [0.8 * 0.5 ** (round_ // 3) * 2.0 / 8 for round_ in range(7)]
+    assert stated == pytest.approx(expected)
+    with problem.bind(defense) as session:
+        session.load_state(states[2])
+        session.end_round()
+        assert session.describe()[0]["noise_std"] == pytest.approx(expected[3])
+    accountant = defense.accountant()
+    assert accountant is not None
+    for _ in range(7):
+        accountant.step(0.1)
+    noises = [noise for noise, _, count in accountant.state()["history"] for _ in range(count)]
+    assert noises == pytest.approx([0.8] * 3 + [0.4] * 3 + [0.2], rel=0.02)
+    assert all(noise <= 0.8 * 0.5 ** (i // 3) for i, noise in enumerate(noises)), "rounded down"
+
+
 @pytest.mark.filterwarnings("ignore:Optimal order is the")
 def test_every_round_counts_at_its_own_noise():
     accountant = Accountant(2.0, 0.999)
@@ -58,3 +81,8 @@ def test_a_schedule_continues_from_a_checkpoint():
 def test_gamma_out_of_range_is_one_line(gamma):
     with pytest.raises(DefenseError, match="above 0 and up to 1"):
         defenses.parse(f"dp-sgd-scheduled=1@gamma={gamma}")
+
+
+def test_falls_must_be_rounds_apart():
+    with pytest.raises(DefenseError, match="at least 1"):
+        defenses.parse("dp-sgd-scheduled=1@every=0")
