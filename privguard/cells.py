@@ -14,7 +14,7 @@ import numpy as np
 
 from privguard.auditing import Audit
 from privguard.captures import CellCaptures
-from privguard.checkpoints import Checkpoint, restore
+from privguard.checkpoints import Checkpoint, restore, take_checkpoint
 from privguard.grids import swept_stage
 from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
@@ -50,7 +50,8 @@ def run_cell(
     if saved is not None:
         restore(training, Checkpoint(*saved))
 
-    def save(checkpoint: Checkpoint) -> None:
+    def save() -> None:
+        checkpoint = take_checkpoint(training)
         files.save_checkpoint(cell.key, checkpoint.tensors, checkpoint.plain)
 
     on_stage("training")

@@ -13,7 +13,6 @@ import torch
 import defenses
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
-from privguard.checkpoints import Checkpoint, take_checkpoint
 from privguard.environments import (
     environment_spec,
     make_environment,
@@ -101,10 +100,13 @@ class CellTraining:
     def run(
         self,
         on_progress: Callable[[Progress], None] = lambda progress: None,
-        save_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
+        save_checkpoint: Callable[[], None] = lambda: None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
-        """Trains to the end of the budget, or until the weights are no longer finite."""
+        """Trains to the end of the budget, or until the weights are no longer finite.
+
+        ``save_checkpoint`` is called between two rounds, at most every ``checkpoint_seconds``.
+        """
         budget = self.cell.budget
         capture_at = {
             min(int(share * budget.rounds), budget.rounds - 1) for share in budget.captures
@@ -133,7 +135,7 @@ class CellTraining:
             if self.round in evaluate_at and not self.diverged:
                 self._evaluate()
             if now - saved > checkpoint_seconds:
-                save_checkpoint(take_checkpoint(self))
+                save_checkpoint()
                 saved = time.perf_counter()
             on_progress(self._progress())
             started = time.perf_counter()

@@ -15,7 +15,7 @@ from privguard.agents.networks import initialise, nature_cnn
 from privguard.atari import ShrunkScreens, area_average
 from privguard.auditing import Audit
 from privguard.car_racing import FastCarRacing
-from privguard.checkpoints import Checkpoint, restore
+from privguard.checkpoints import Checkpoint, restore, take_checkpoint
 from privguard.environments import make_environment, make_learning_environment
 from privguard.frame_stacks import FrameStacks
 from privguard.knowledge import Knowledge
@@ -164,8 +164,9 @@ def pixel_cell() -> CellSpec:
 def test_a_cell_on_pixels_is_resumed_exactly_and_its_captures_fit_their_records() -> None:
     taken: list[Checkpoint] = []
 
-    def keep_first(checkpoint: Checkpoint) -> None:
+    def keep_first() -> None:
         if not taken:
+            checkpoint = take_checkpoint(unbroken)
             tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
             taken.append(Checkpoint(tensors, checkpoint.plain))
 

@@ -12,7 +12,7 @@ from attacks.registry import get_attack
 from defenses.client_accounting import ClientAccountant
 from privguard.auditing import Audit
 from privguard.cells import cell_record
-from privguard.checkpoints import Checkpoint, restore
+from privguard.checkpoints import Checkpoint, restore, take_checkpoint
 from privguard.knowledge import Knowledge
 from privguard.local_updates import local_updates
 from privguard.spec import CellSpec
@@ -72,8 +72,9 @@ def test_a_resumed_cell_ends_where_an_unbroken_one_does(name: str) -> None:
     cell = CELLS[name].model_copy(update={"budget": tiny_budget(rounds=150, evaluations=3)})
     taken: list[Checkpoint] = []
 
-    def keep_first(checkpoint: Checkpoint) -> None:
+    def keep_first() -> None:
         if not taken:
+            checkpoint = take_checkpoint(unbroken)
             tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
             taken.append(Checkpoint(tensors, checkpoint.plain))
 
