@@ -39,12 +39,31 @@ def run_cell(
 ) -> tuple[CellRecord, list[AttackRecord]]:
     """Trains the cell unless ``known`` says that it was, then runs ``attacks`` on its captures.
 
-    A checkpoint that an earlier run left is picked up where it stands.
+    What an earlier run left is picked up where it stands: a checkpoint of the training, or the
+    trained cell and the attacks that were over.
     """
     files = RunFiles(directory)
+    left = files.load_records(cell.key) if files.has_captures(cell.key) else None
+    over: list[AttackRecord] = []
+    if left is not None:
+        known, records = left
+        over = [r for r in records if r.attack in attacks and r.knowledge == knowledge.label]
     if known is not None and files.has_captures(cell.key):
         captures = CellCaptures.unpack(*files.load_captures(cell.key))
-        return known, audit_cell(cell, captures, attacks, files, on_stage, knowledge)
+    else:
+        known, captures = train_cell(cell, files, on_progress, on_stage)
+    records = audit_cell(cell, known, captures, attacks, over, files, on_stage, knowledge)
+    files.drop_checkpoint(cell.key)
+    return known, records
+
+
+def train_cell(
+    cell: CellSpec,
+    files: RunFiles,
+    on_progress: Callable[[Progress], None],
+    on_stage: OnStage,
+) -> tuple[CellRecord, CellCaptures]:
+    """Trains a cell from its last checkpoint, or afresh."""
     training = CellTraining(cell)
     saved = files.load_checkpoint(cell.key)
     if saved is not None:
@@ -58,30 +77,37 @@ def run_cell(
     training.run(on_progress, save)
     files.save_captures(cell.key, *training.captures.pack())
     record = cell_record(training)
+    files.save_records(cell.key, record, [])
     training.close()
-    records = audit_cell(cell, training.captures, attacks, files, on_stage, knowledge)
-    files.drop_checkpoint(cell.key)
-    return record, records
+    return record, training.captures
 
 
 def audit_cell(
     cell: CellSpec,
+    trained: CellRecord,
     captures: CellCaptures,
     attacks: Sequence[str],
+    over: Sequence[AttackRecord],
     files: RunFiles,
     on_stage: OnStage,
     knowledge: Knowledge,
 ) -> list[AttackRecord]:
     """Every attack's records on one cell; none if nothing was captured before it broke.
 
-    A few reconstructions of each attack are kept in ``files``.
+    Those that are ``over`` are not repeated. What is found, and a few reconstructions of each
+    attack, is kept in ``files`` as soon as the attack ends.
     """
-    if not attacks or not captures.captures:
-        return []
+    records = list(over)
+    names = [name for name in attacks if name not in {record.attack for record in over}]
+    if not names or not captures.captures:
+        return records
     audit = Audit.prepare(cell, captures, knowledge)
-    found = [attacked for name in attacks for attacked in audit.run(name, on_stage)]
-    files.add_examples(cell.key, [one.examples for one in found if one.examples is not None])
-    return [one.record for one in found]
+    for name in names:
+        found = audit.run(name, on_stage)
+        files.add_examples(cell.key, [one.examples for one in found if one.examples is not None])
+        records += [one.record for one in found]
+        files.save_records(cell.key, trained, records)
+    return records
 
 
 def cell_record(training: CellTraining) -> CellRecord:

@@ -1,4 +1,4 @@
-"""The tensors of a run: safetensors captures, checkpoints and examples, one file a cell each.
+"""The files of a run beside its database: captures, checkpoints and examples, one a cell each.
 
 A file is written to a temporary name and renamed, so a killed run leaves nothing half-written.
 """
@@ -17,13 +17,15 @@ from privguard.examples import Examples, pack, unpack
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from privguard.records import AttackRecord, CellRecord
+
 
 class StoreError(BadInput):
     """The run's directory cannot be used as asked; the message is one line for the user."""
 
 
 class RunFiles:
-    """The tensor files of a run, safe to use from worker processes (each writes its own cells)."""
+    """The files of a run, safe to use from worker processes (each writes its own cells)."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -89,9 +91,39 @@ class RunFiles:
         path = self._checkpoint(key)
         return _load(path) if path.exists() else None
 
+    def save_records(self, key: str, cell: CellRecord, attacks: Sequence[AttackRecord]) -> None:
+        """Replaces what is known of a trained cell that is still being attacked."""
+        path = self._records(key)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        records = [cell.model_dump_json(), *(attack.model_dump_json() for attack in attacks)]
+        temporary.write_text("\n".join(records), encoding="utf-8")
+        temporary.replace(path)
+
+    def load_records(self, key: str) -> tuple[CellRecord, list[AttackRecord]] | None:
+        """What ``save_records`` left; None if there is nothing.
+
+        Raises:
+            StoreError: damaged.
+        """
+        from privguard.records import AttackRecord, CellRecord
+
+        path = self._records(key)
+        if not path.exists():
+            return None
+        first, *others = path.read_text(encoding="utf-8").split("\n")
+        try:
+            return (
+                CellRecord.model_validate_json(first),
+                [AttackRecord.model_validate_json(line) for line in others],
+            )
+        except ValueError:
+            raise StoreError(f"{path}: is damaged; delete it and run the sweep again") from None
+
     def drop_checkpoint(self, key: str) -> None:
-        """Removes a finished cell's checkpoint."""
+        """Removes what was kept of a cell while it ran."""
         self._checkpoint(key).unlink(missing_ok=True)
+        self._records(key).unlink(missing_ok=True)
 
     def log_failure(self, key: str, text: str) -> Path:
         """Keeps the traceback of a failed cell; returns where."""
@@ -108,6 +140,9 @@ class RunFiles:
 
     def _checkpoint(self, key: str) -> Path:
         return self.directory / "checkpoints" / f"{key}.safetensors"
+
+    def _records(self, key: str) -> Path:
+        return self.directory / "checkpoints" / f"{key}.jsonl"
 
 
 def _save(path: Path, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:

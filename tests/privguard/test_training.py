@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +14,13 @@ from attacks.observation import gradient_matching_error
 from attacks.registry import get_attack
 from defenses.client_accounting import ClientAccountant
 from privguard.auditing import Audit
-from privguard.cells import cell_record
+from privguard.cells import cell_record, run_cell
 from privguard.checkpoints import Checkpoint, restore, take_checkpoint
 from privguard.knowledge import Knowledge
 from privguard.local_updates import local_updates
+from privguard.records import AttackRecord
 from privguard.spec import CellSpec
-from privguard.training import CellTraining
+from privguard.training import CellTraining, Progress
 from tests.privguard.tiny import tiny_budget, tiny_cell
 
 
@@ -91,6 +95,38 @@ def test_a_resumed_cell_ends_where_an_unbroken_one_does(name: str) -> None:
         opened = [c for c in training.captures.captures if c.releases["deployed"]]
         assert len(costs) == len(opened)
         assert all(cost.defended > 0 and cost.plain > 0 for cost in costs)
+
+
+def test_a_cell_that_is_killed_between_attacks_repeats_neither_training_nor_attack(
+    tmp_path: Path,
+) -> None:
+    cell, attacks = tiny_cell("hopper"), ("analytic", "spear", "dlg")
+    steps: list[str] = []
+
+    def killed(stage: str) -> None:
+        steps.append(stage)
+        if stage.startswith("dlg"):
+            raise KeyboardInterrupt
+
+    def run(on_stage: Callable[[str], None], directory: Path) -> list[AttackRecord]:
+        def trained(progress: Progress) -> None:
+            steps.append("trained")
+
+        return run_cell(cell, attacks, directory, None, trained, on_stage, Knowledge())[1]
+
+    with pytest.raises(KeyboardInterrupt):
+        run(killed, tmp_path)
+    assert "trained" in steps
+    steps.clear()
+    resumed = run(steps.append, tmp_path)
+    assert steps == ["dlg on probe releases", "dlg on deployed releases"]
+    other = tmp_path / "other"
+    other.mkdir()
+    unbroken = run(steps.append, other)
+    assert [(r.attack, r.release, r.targets) for r in resumed] == [
+        (r.attack, r.release, r.targets) for r in unbroken
+    ]
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_another_seed_gives_other_numbers_and_another_key() -> None:
