@@ -20,7 +20,7 @@ from defenses.stages import Sampling
     "dp-sgd",
     stage="per-sample",
     level="noise multiplier",
-    grid=(0.0003, 0.003, 0.03, 0.3),
+    grid=(0.0003, 0.001, 0.003, 0.03, 0.3),
     minimum=0.0,
     private_end="high",
     summary="Opacus: clips every sample's gradient, adds noise to the sum; accounts for epsilon",

@@ -80,7 +80,7 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
             "reward_forward",
             options={"include_cfrc_ext_in_observation": False},
             observations={"contact": {"include_cfrc_ext_in_observation": True}},
-            clip_norm=100.0,
+            clip_norm=1000.0,
             # Height, orientation, hips and ankles; then their velocities.
             centre=(0.46, 0, 0, 0, 0, 0, 0.87, 0, -0.87, 0, -0.87, 0, 0.87),
             unit=(0.22, *[0.44] * 4, *[0.41, 0.28] * 4, *[0.64] * 3, *[1.5] * 3, *[4.3] * 8),
