@@ -40,6 +40,15 @@ def interval_text(mean: float | None, low: float | None, high: float | None) -> 
     return f"{_digits(mean)} [{_digits(low)}, {_digits(high)}]"
 
 
+def wide_interval_text(mean: float | None, low: float | None, high: float | None) -> str:
+    """The same for values of any size: '1.04e-3 [9.1e-4, 1.2e-3]'; the mean alone without one."""
+    if mean is None:
+        return "–"
+    if low is None or high is None:
+        return short_number(mean)
+    return f"{short_number(mean)} [{short_number(low)}, {short_number(high)}]"
+
+
 def guarantee_text(row: FrontierRow) -> str:
     """The formal claim of a level: epsilon with its unit, or that there is none."""
     if row.epsilon is None:

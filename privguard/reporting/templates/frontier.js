@@ -74,7 +74,8 @@ function drawFrontier() {
   const value = (row) => measure.log ? Math.max(row.nmse_mean, SMALLEST_ERROR) : row[`${state.measure}_mean`];
   const y = { label: measure.label, log: measure.log, low: measure.low, high: measure.high };
   if (measure.log) {
-    const all = [1, ...drawable.flatMap((row) => [value(row), measure.limit(row)]).filter((v) => v !== null)];
+    const all = [1, ...drawable.flatMap((row) => [value(row), row.nmse_low, row.nmse_high, measure.limit(row)])
+      .filter((v) => v !== null)];
     [y.low, y.high] = [Math.max(SMALLEST_ERROR, Math.min(...all)) / 1.5, Math.max(...all) * 1.5];
   }
   if (measure.free) {
