@@ -71,13 +71,14 @@ def render_page(
         training=training_table(cells),
         leaks=every,
         pictured=bool(data["pictures"]),
+        images=any(row.psnr_mean is not None for row in rows),
         stacks=any(is_stack(state) for leak in every for state in leak.states()),
         notes=notes,
         assumptions=_ASSUMPTIONS,
         machines=sorted({cell.machine for cell in cells if cell.machine}),
         specification=specification,
-        style=_part("page.css"),
-        script=Markup("\n").join(_part(name) for name in _SCRIPTS),
+        style=page_part("page.css"),
+        script=Markup("\n").join(page_part(name) for name in _SCRIPTS),
         data=_embedded(data),
     )
 
@@ -89,7 +90,7 @@ def _code(text: str) -> Markup:
     return Markup("".join(marked))
 
 
-def _part(name: str) -> Markup:
+def page_part(name: str) -> Markup:
     """A file of ours, as it is."""
     text = files("privguard.reporting").joinpath("templates", name).read_text(encoding="utf-8")
     return Markup(text)

@@ -86,8 +86,8 @@ _HEADER = (
     "normalised return",
     "ε",
     "signal to noise",
-    "bytes a round",
-    "training",
+    "bytes up, a client and round",
+    "training time",
     "seeds",
     "state",
 )

@@ -6,6 +6,9 @@ import math
 
 from privguard.reporting.frontier_row import FrontierRow
 
+VACUOUS_EPSILON = 30.0
+"""Beyond it an observer's odds may change by more than e^30: no attack is excluded."""
+
 
 def short_number(value: float) -> str:
     """Three digits are enough, powers of ten short: 0.1, 0.03, 1e-3, 30, 1e4."""
@@ -55,7 +58,8 @@ def guarantee_text(row: FrontierRow) -> str:
         return "no formal guarantee"
     delta = "" if row.delta is None else f", δ = {short_number(row.delta)}"
     unit = f" per {row.privacy_unit}" if row.privacy_unit else ""
-    return f"ε = {short_number(row.epsilon)}{delta}{unit}"
+    vacuous = " (too large to promise anything)" if row.epsilon > VACUOUS_EPSILON else ""
+    return f"ε = {short_number(row.epsilon)}{vacuous}{delta}{unit}"
 
 
 def release_text(row: FrontierRow) -> str:

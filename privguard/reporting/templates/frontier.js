@@ -32,7 +32,7 @@ function levelName(row) {
 }
 
 function title(row, measure) {
-  const reward = data.normalized ? `return ${interval(row, "normalized_return")} of 1` : `return ${interval(row, "return")}`;
+  const reward = data.normalized ? `normalised return ${interval(row, "normalized_return")}` : `return ${interval(row, "return")}`;
   return `${levelName(row)}\n${MEASURES[measure].label} ${interval(row, measure)}${
     row.attack ? ` (${row.attack})` : ""}\n${reward}${row.usable ? "" : `\n${row.state}`}`;
 }
@@ -51,7 +51,8 @@ function returnAxis(rows) {
   const [least, most] = data.normalized ? [Math.min(0, ...found), Math.max(1, ...found)]
     : [Math.min(...found), Math.max(...found)];
   const margin = data.normalized ? 0.08 : 0.08 * (most - least) || 1;
-  const label = data.normalized ? "normalised return (0 = idle, 1 = undefended)" : "return";
+  const label = data.normalized ? "normalised return (0 = idle, 1 = undefended)"
+    : "return (sum of an episode's rewards)";
   return { name, clip, low: Math.max(least, clip) - margin, high: most + margin, label };
 }
 

@@ -1,5 +1,6 @@
 // What leaked: pictures side by side, and every coordinate true against reconstructed.
 const TOLERANCE = 0.1;
+const EXACT_PSNR = 100;
 const RANKS = ["best", "second best", "third best"];
 
 function chosenLeaks() {
@@ -59,10 +60,11 @@ function foundText(points) {
 }
 
 // What a picture shows: of frames how clear it is, else how many coordinates are found.
-function pictureText(record) {
+function pictureText(record, row) {
   if (record.pictures[1] === null && !record.points.length) return "nothing reconstructed";
   if (record.psnr === null) return foundText(record.points);
-  return `PSNR ${record.psnr.toFixed(1)} dB over all frames`;
+  if (record.psnr >= EXACT_PSNR) return "every pixel exact";
+  return `PSNR ${record.psnr.toFixed(1)} dB${row.psnr_prior === null ? "" : ` (guessing: ${row.psnr_prior.toFixed(1)})`}`;
 }
 
 function originText(record) {
@@ -106,14 +108,14 @@ function drawPictures() {
       }
       last = truth;
       tiles.append(tile(answer, `read by ${attack}${several && leak.strongest ? ", the strongest" : ""}`,
-        `State reconstructed by ${attack} under ${levelName(row)}: ${pictureText(record)}`,
-        several ? pictureText(record) : ""));
+        `State reconstructed by ${attack} under ${levelName(row)}: ${pictureText(record, data.rows[leak.row])}`,
+        several ? pictureText(record, data.rows[leak.row]) : ""));
     }
     box.append(tiles);
     if (!several) {
       const record = recordOf(leaks[0]);
       box.append(Object.assign(document.createElement("p"), {
-        textContent: `${pictureText(record)}; ${originText(record)}` }));
+        textContent: `${pictureText(record, row)}; ${originText(record)}` }));
     }
   });
 }

@@ -1,6 +1,9 @@
 // The controls: what is chosen, and which charts depend on it.
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { release: Object.keys(data.views)[0] ?? "probe", attack: "worst", measure: "ra",
+const imaged = Object.values(data.views).some((view) => "psnr" in view.worst);
+// Guessing the background finds nearly all pixels of a game: only leakage tells its levels apart.
+const SCORE = imaged ? "leakage" : "ra";
+const state = { release: Object.keys(data.views)[0] ?? "probe", attack: "worst", measure: SCORE,
   hidden: new Set(), leaked: Object.keys(data.leaks)[0] ?? "probe", reader: "strongest", example: "" };
 
 function choices(id, options, key, redraw) {
@@ -68,7 +71,6 @@ const releases = (names) => names.map((name) => [name,
   name === "probe" ? "probe: single records, the worst case" : "deployed: the minibatches that trained the policy"]);
 choices("release", releases(Object.keys(data.views)), "release", chooseRelease);
 choices("leaked-release", releases(Object.keys(data.leaks)), "leaked", chooseLeaked);
-const imaged = Object.values(data.views).some((view) => "psnr" in view.worst);
 choices("measure", [["ra", "reconstruction accuracy (RA)"], ["leakage", "leakage"], ["identified", "identified"],
   ["nmse", "error (NMSE)"], ...(imaged ? [["psnr", "PSNR (dB)"]] : [])], "measure", drawFrontier);
 legend("defenses", data.defenses.map((style) => ({ ...style,
