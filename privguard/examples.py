@@ -20,14 +20,17 @@ TARGETS_KEPT = 4
 """Targets of one attack on one kind of release; they are spread evenly over the captures."""
 
 ROWS_KEPT = 8
-"""Records of one target: a minibatch shows as much with a few of them."""
+"""Records of one target, those that the attack read best: the worst that a minibatch gives away."""
+
+SIGMA_FLOOR = 1e-6
+"""Coordinates that vary less are left out, as in the scores."""
 
 _SCALES = ("state_mean", "state_sigma", "action_mean", "action_sigma")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One target; the rows of the answer are matched to those of the truth.
+    """One target; the rows of the answer are matched to those of the truth, best match first.
 
     Coordinates that the attack cannot know are NaN. Discrete actions are numbers, shape (R, 1).
     """
@@ -59,6 +62,9 @@ class Examples:
     rounds: tuple[int, ...]
     """Round of training at which each target was captured."""
     targets: tuple[Example, ...]
+    records: tuple[int, ...] | None = None
+    """Records behind each target. None in runs of earlier versions, which kept a minibatch's first
+    records instead of the best matched."""
 
     @property
     def setting(self) -> tuple[str, str, str]:
@@ -69,6 +75,25 @@ class Examples:
 def chosen(count: int) -> list[int]:
     """Which of ``count`` targets are kept, the first and the last among them."""
     return [round(i) for i in np.linspace(0, count - 1, min(count, TARGETS_KEPT))]
+
+
+def record_errors(target: Example, state_sigma: Array, action_sigma: Array) -> Array:
+    """(R,) mean squared error of each record's (s, a), in sigma.
+
+    As in the scores' assignment of rows: a coordinate that is not known costs one, and so does a
+    wrong discrete action.
+    """
+    count = len(target.true_state)
+    keep = state_sigma >= SIGMA_FLOOR
+    error = (target.state - target.true_state.astype(np.float64)).reshape(count, -1)[:, keep]
+    parts = [error / state_sigma[keep]]
+    if np.issubdtype(target.true_action.dtype, np.floating):
+        keep = action_sigma >= SIGMA_FLOOR
+        parts.append((target.action - target.true_action)[:, keep] / action_sigma[keep])
+    else:
+        parts.append(target.action != target.true_action)
+    squared = np.concatenate(parts, axis=1, dtype=np.float64) ** 2
+    return np.where(np.isfinite(squared), squared, 1.0).mean(axis=1)
 
 
 def pack(examples: Sequence[Examples]) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -87,6 +112,7 @@ def pack(examples: Sequence[Examples]) -> tuple[dict[str, Array], dict[str, Any]
                 "release": one.release,
                 "knowledge": one.knowledge,
                 "rounds": list(one.rounds),
+                "records": None if one.records is None else list(one.records),
             }
         )
     return arrays, {"examples": plain}
@@ -105,6 +131,7 @@ def unpack(arrays: Mapping[str, Array], plain: Mapping[str, Any]) -> list[Exampl
                 Example(**{f.name: arrays[f"{number}.{place}.{f.name}"] for f in fields(Example)})
                 for place in range(len(entry["rounds"]))
             ),
+            records=None if entry.get("records") is None else tuple(entry["records"]),
         )
         for number, entry in enumerate(plain["examples"])
     ]

@@ -40,7 +40,8 @@ def draw_poses(env: str, observation: str, states: Sequence[Array]) -> list[byte
     takes the floor out of the picture.
     """
     reasons = []
-    for backend in BACKENDS:
+    # A driver may hang: whoever has chosen one is not made to wait for another.
+    for backend in sorted(BACKENDS, key=lambda name: name != os.environ.get("MUJOCO_GL")):
         with tempfile.TemporaryDirectory() as folder:
             np.save(Path(folder, _STATES), np.stack(states))
             process = subprocess.run(

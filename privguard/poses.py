@@ -15,7 +15,7 @@ from privguard.pose_rendering import SIDE, draw_poses
 
 Array = NDArray[Any]
 
-HINT = "on Debian, `apt install libegl1 libgl1-mesa-dri` or `libosmesa6` helps"
+HINT = "MuJoCo draws through EGL or OSMesa; on Debian `apt install libosmesa6` is enough"
 
 
 class Poses:
@@ -43,7 +43,7 @@ class Poses:
         if missing:
             pictures = draw_poses(self.env, self.observation, list(missing.values()))
             if isinstance(pictures, str):
-                return f"MuJoCo could not draw on the machine of this report ({pictures}); {HINT}"
+                return f"no driver could draw on the machine of this report. {HINT} ({pictures})"
             self.directory.mkdir(exist_ok=True)
             for path, picture in zip(missing, pictures, strict=True):
                 path.write_bytes(picture)

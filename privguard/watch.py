@@ -24,25 +24,52 @@ PRIVATE = frozenset({"captures", "checkpoints", "failures"})
 
 _WATCHER = """
 <p id="privguard-watch" role="status" style="position:fixed;right:1rem;bottom:1rem;margin:0;
-padding:.4rem .8rem;border-radius:.4rem;background:#222;color:#fff;font:14px sans-serif;z-index:99">
+padding:.4rem .8rem;border-radius:.4rem;border:1px solid #888;background:#222;color:#fff;
+font:14px sans-serif;z-index:99">
 watching</p>
 <script>
 (() => {
   const seen = "%s", bar = document.getElementById("privguard-watch");
+  const chosen = () => [...document.querySelectorAll("select[id]")];
+  const hidden = () => [...document.querySelectorAll("button[aria-pressed=false]")];
+  // A reload must not undo what the reader has chosen.
+  function keep() {
+    sessionStorage.setItem("privguard", JSON.stringify({
+      selects: chosen().map((select) => [select.id, select.value]),
+      hidden: hidden().map((button) => button.textContent) }));
+  }
+  function restore() {
+    const kept = JSON.parse(sessionStorage.getItem("privguard") ?? "null");
+    sessionStorage.removeItem("privguard");
+    for (const button of document.querySelectorAll("button[aria-pressed=true]")) {
+      if (kept?.hidden.includes(button.textContent)) button.click();
+    }
+    for (const [id, value] of kept?.selects ?? []) {
+      const select = document.getElementById(id);
+      if (!select || ![...select.options].some((option) => option.value === value)) continue;
+      select.value = value;
+      select.dispatchEvent(new Event("change"));
+    }
+  }
   async function look() {
     try {
       const status = await (await fetch("/.status", {cache: "no-store"})).json();
       bar.textContent = `${status.finished} of ${status.planned} cells finished`;
-      if (status.version !== seen) return location.reload();
+      if (status.version !== seen) {
+        keep();
+        return location.reload();
+      }
     } catch { bar.textContent = "privguard watch has stopped"; }
     setTimeout(look, 5000);
   }
+  restore();
   look();
 })();
 </script>
 """
 _WAITING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>privguard: waiting</title>
+<link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <noscript><meta http-equiv="refresh" content="10"></noscript></head>

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from privguard.reporting.candidates import Candidate
 from privguard.reporting.frontier_row import FrontierRow
+from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import Recommendation
-from privguard.reporting.wording import interval_text, return_text, short_number
+from privguard.reporting.wording import VACUOUS_EPSILON, interval_text, return_text, short_number
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ def answer(recommendation: Recommendation, rows: Sequence[FrontierRow]) -> Answe
     )
     candidate = recommendation.choice or recommendation.nearest
     if candidate is None:
-        return Answer(question, recommendation.answer, ())
+        why = " ".join(recommendation.reasons[:1])
+        return Answer(question, f"{recommendation.answer} {why}".strip(), ())
     facts = _facts(candidate, recommendation, rows)
-    described = f"leakage {facts[0].value}, reward kept {facts[1].value}, {candidate.guarantee}"
+    described = f"leakage {facts[0].value}, reward kept: {facts[1].value}, {candidate.guarantee}"
     cost = f"{facts[3].value} uploaded by a client in a round"
     if recommendation.choice is None:
-        sentence = f"No measured level qualifies. {candidate.text} came nearest: {described}, "
+        sentence = f"No measured level qualifies. Nearest comes {candidate.text}: {described}, "
     else:
         verb = "Deploy" if recommendation.status == "recommended" else "Tentatively, deploy"
         sentence = f"{verb} {candidate.text}: {described}, "
@@ -69,26 +71,36 @@ def _facts(
             "0 = nothing beyond the prior, 1 = everything",
             candidate.leakage_mean <= limits.max_leakage,
         ),
-        Fact(
-            "Reward kept",
-            interval_text(
-                candidate.normalized_return_mean,
-                candidate.normalized_return_low,
-                candidate.normalized_return_high,
-            ),
-            f"return {return_text(candidate.return_mean)}; limit "
-            f"{limits.min_reward:g}, 0 = idle, 1 = undefended",
-            candidate.missing_reward(limits) == 0,
-        ),
+        _reward(candidate, limits, control),
         Fact(
             "ε",
             epsilon,
-            f"largest over the seeds, an upper bound{_delta(row)}"
-            if row.epsilon is not None
-            else "whatever its picture looks like",
+            "whatever its picture looks like"
+            if row.epsilon is None
+            else ("too large to promise anything; " if row.epsilon > VACUOUS_EPSILON else "")
+            + f"largest over the seeds, an upper bound{_delta(row)}",
         ),
         Fact("Upload", _bytes(row.bytes_per_round), f"a client, a round{_against(row, control)}"),
     )
+
+
+def _reward(candidate: Candidate, limits: Limits, control: FrontierRow | None) -> Fact:
+    earned = f"return {return_text(candidate.return_mean)}"
+    if candidate.normalized_return_mean is None:
+        why = "no undefended policy has finished"
+        if control is not None and control.return_mean is not None:
+            why = (
+                f"the undefended policy's {return_text(control.return_mean)} does not beat an idle "
+                f"one's {return_text(control.idle_return)}"
+            )
+        return Fact("Reward kept", "not measurable", f"{earned}, but {why}: train longer")
+    interval = interval_text(
+        candidate.normalized_return_mean,
+        candidate.normalized_return_low,
+        candidate.normalized_return_high,
+    )
+    note = f"{earned}; limit {limits.min_reward:g}, 0 = idle, 1 = undefended"
+    return Fact("Reward kept", interval, note, candidate.missing_reward(limits) == 0)
 
 
 def _delta(row: FrontierRow) -> str:

@@ -67,6 +67,8 @@ class Comparison:
     """Of each run on its own."""
     shared: list[str]
     """Levels whose means keep the limits in every run."""
+    common: int
+    """Defended levels that all runs measured."""
     notes: list[str]
     limits: Limits
 
@@ -100,6 +102,7 @@ def compare(runs: Sequence[Run], limits: Limits) -> Comparison:
         rows=rows,
         answers={name: recommend(table, limits) for name, table in tables.items()},
         shared=sorted(set.intersection(*keeping)),
+        common=sum(row.run == ALL_RUNS and row.defense != UNDEFENDED for row in rows),
         notes=_notes(runs),
         limits=limits,
     )
@@ -172,7 +175,10 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         reason = return_scale(run.cells).reason
         if reason:
-            notes.append(f"{run.name} has no normalised return: {reason}.")
+            notes.append(
+                f"{run.name} has no normalised return, so no level of it can be recommended: "
+                f"{reason}."
+            )
     fewest = min(len({cell.seed for cell in run.cells}) for run in runs)
     if fewest < 2:
         notes.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import seaborn as sns
@@ -20,13 +21,17 @@ LOWEST = -1.0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 
-def comparison_figure(comparison: Comparison) -> Figure:
-    """Normalised return to the left, leakage to the right; levels run down from weak to private."""
+def comparison_figure(comparison: Comparison, across: Literal[1, 2] = 2) -> Figure:
+    """Normalised return and leakage, levels running down from weak to private.
+
+    Two panels ``across`` share their levels; one above the other they suit a narrow screen.
+    """
     levels = list(dict.fromkeys((row.defense, row.level) for row in comparison.rows))
     if not levels:
         return message_figure("Nothing to compare yet: no cell has finished.")
-    figure = new_figure(10.5, 1.6 + 0.3 * len(levels))
-    earned, leaked = figure.subplots(1, 2, sharey=True)
+    tall = 0.3 * len(levels)
+    figure = new_figure(10.5, 1.6 + tall) if across == 2 else new_figure(5, 3 + 2 * tall)
+    earned, leaked = figure.subplots(1, 2, sharey=True) if across == 2 else figure.subplots(2, 1)
     place = {level: -index for index, level in enumerate(levels)}
     for axes, name in ((earned, "return"), (leaked, "leakage")):
         for row in comparison.rows:
@@ -40,12 +45,13 @@ def comparison_figure(comparison: Comparison) -> Figure:
     leaked.axvline(comparison.limits.max_leakage, color=GREY, linestyle="--", linewidth=1)
     earned.set_xlim(left=LOWEST - 0.1)
     leaked.set_xlim(-0.03, 1.03)
-    earned.set_yticks(list(place.values()), [_name(*level) for level in levels], fontsize=8)
-    earned.set_ylim(-len(levels) + 0.4, 0.6)
+    for axes in (earned, leaked)[: 3 - across]:
+        axes.set_yticks(list(place.values()), [level_name(*level) for level in levels], fontsize=8)
+        axes.set_ylim(-len(levels) + 0.4, 0.6)
     earned.set_title("normalised return (0: idle, 1: undefended)")
     leaked.set_title("leakage of the strongest attack")
     figure.legend(
-        handles=_legend(comparison.runs), loc="outside lower center", ncols=6, frameon=False,
+        handles=_legend(comparison), loc="outside lower center", ncols=3 * across, frameon=False,
         fontsize=8,
     )  # fmt: skip
     freeze_layout(figure)
@@ -76,17 +82,19 @@ def _run_style(index: int, runs: int) -> tuple[str, str]:
     return palette[index], MARKERS[index % len(MARKERS)]
 
 
-def _legend(runs: Sequence[str]) -> list[Line2D]:
+def _legend(comparison: Comparison) -> list[Line2D]:
     handles = []
-    for index, name in enumerate(runs):
-        color, marker = _run_style(index, len(runs))
+    for index, name in enumerate(comparison.runs):
+        color, marker = _run_style(index, len(comparison.runs))
         handles.append(Line2D([], [], color=color, marker=marker, linewidth=1, label=name))
-    handles.append(Line2D([], [], color=INK, linewidth=3, label="IQM over all runs, 95%"))
+    if any(row.run == ALL_RUNS for row in comparison.rows):
+        handles.append(Line2D([], [], color=INK, linewidth=3, label="IQM over all runs, 95%"))
     handles.append(Line2D([], [], color=GREY, linestyle="--", label="allowed"))
     return handles
 
 
-def _name(defense: str, level: float | None) -> str:
+def level_name(defense: str, level: float | None) -> str:
+    """E.g. 'gaussian 0.1'."""
     if defense == UNDEFENDED:
         return "undefended"
     return defense if level is None else f"{defense} {short_number(level)}"

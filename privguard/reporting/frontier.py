@@ -142,7 +142,7 @@ def _attack_columns(records: list[AttackRecord], seed_of: dict[str, int]) -> dic
     def mean(name: str) -> float | None:
         return seed_mean(groups(lambda target: target.scores.get(name)))
 
-    nmse, floor = seed_mean(groups(_nmse)), mean("floor_nmse")
+    nmse, floor = bootstrap_mean(groups(_nmse)), mean("floor_nmse")
     columns: dict[str, object] = {
         "attack": records[0].attack if records else None,
         "release": records[0].release if records else None,
@@ -154,9 +154,9 @@ def _attack_columns(records: list[AttackRecord], seed_of: dict[str, int]) -> dic
         **_columns(
             "identified", bootstrap_share(groups(lambda target: target.scores.get("identified")))
         ),
-        "nmse_mean": nmse,
+        **_columns("nmse", nmse),
         "floor_nmse": floor,
-        "efficiency": floor / nmse if floor is not None and nmse else None,
+        "efficiency": floor / nmse.mean if floor is not None and nmse.mean else None,
         "limit_ra": mean("limit_ra"),
         "knowledge": records[0].knowledge if records else "",
         "prior_samples": min(

@@ -73,6 +73,8 @@ class FrontierRow(BaseModel):
     identified_low: float | None = None
     identified_high: float | None = None
     """Widened to what so few targets can show (``statistics.bootstrap_share``)."""
+    nmse_low: float | None = None
+    nmse_high: float | None = None
     gradient_norm: float | None
     noise_norm: float | None
     noise_std: float | None

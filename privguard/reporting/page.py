@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 import jinja2
 from markupsafe import Markup, escape
 
-from privguard.records import CellRecord
+from privguard.records import CellRecord, ReleaseKind
 from privguard.reporting.answer import answer
 from privguard.reporting.frames import is_stack
 from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.leaks import Leak
-from privguard.reporting.page_data import Json
+from privguard.reporting.leaks_data import Json
 from privguard.reporting.page_tables import defense_tables, training_table
 from privguard.reporting.summary import Summary
 
@@ -40,7 +40,7 @@ def render_page(
     cells: Sequence[CellRecord],
     data: Json,
     *,
-    leaks: Sequence[Leak],
+    leaks: Mapping[ReleaseKind, Sequence[Leak]],
     notes: Sequence[str],
     specification: str,
 ) -> str:
@@ -63,23 +63,22 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters["code"] = _code
-    pictured = any(
-        picture for leak in data["leaks"] for pair in leak["pictures"] for picture in pair
-    )
+    every = [leak for own in leaks.values() for leak in own]
     return environment.get_template("page.html.j2").render(
         summary=summary,
         answer=answer(summary.recommendation, rows),
         tables=defense_tables(rows),
         training=training_table(cells),
-        leaks=leaks,
-        pictured=pictured,
-        stacks=any(is_stack(true) for leak in leaks for true, _ in leak.states()),
+        leaks=every,
+        pictured=bool(data["pictures"]),
+        images=any(row.psnr_mean is not None for row in rows),
+        stacks=any(is_stack(state) for leak in every for state in leak.states()),
         notes=notes,
         assumptions=_ASSUMPTIONS,
         machines=sorted({cell.machine for cell in cells if cell.machine}),
         specification=specification,
-        style=_part("page.css"),
-        script=Markup("\n").join(_part(name) for name in _SCRIPTS),
+        style=page_part("page.css"),
+        script=Markup("\n").join(page_part(name) for name in _SCRIPTS),
         data=_embedded(data),
     )
 
@@ -91,7 +90,7 @@ def _code(text: str) -> Markup:
     return Markup("".join(marked))
 
 
-def _part(name: str) -> Markup:
+def page_part(name: str) -> Markup:
     """A file of ours, as it is."""
     text = files("privguard.reporting").joinpath("templates", name).read_text(encoding="utf-8")
     return Markup(text)

@@ -6,18 +6,16 @@ front, is decided here, and every number is rounded as in ``frontier.csv``.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.colors import to_hex
 
-from privguard.records import CellRecord
+from privguard.records import CellRecord, ReleaseKind
 from privguard.reporting.flags import by_privacy
-from privguard.reporting.frames import is_stack, newest_frame, psnr
 from privguard.reporting.frontier_axes import CLIP_BELOW
 from privguard.reporting.frontier_row import FrontierRow
-from privguard.reporting.leaks import Leak, scatter
+from privguard.reporting.leaks import Leak
+from privguard.reporting.leaks_data import Json, Picture, leaks_data
 from privguard.reporting.levels_figure import LOGARITHMIC_SPAN
 from privguard.reporting.limits import MAX_LEAKAGE, MAX_REWARD_LOSS
 from privguard.reporting.returns import UNDEFENDED, return_scale
@@ -28,17 +26,13 @@ from privguard.reporting.training_figure import mean_curve
 from privguard.reporting.wording import level_text
 from privguard.reporting.worst_case import headline, pareto
 
-Json = dict[str, Any]
-Picture = Callable[[Any], bytes | None]
-"""The picture of a state that is a vector, if there is one."""
-
 RELEASES = ("probe", "deployed")
 
 
 def page_data(
     cells: Sequence[CellRecord],
     rows: Sequence[FrontierRow],
-    shown: Sequence[Leak],
+    shown: Mapping[ReleaseKind, Sequence[Leak]],
     picture: Picture,
 ) -> Json:
     """All charts' data; rows are named by their place in ``rows``."""
@@ -61,7 +55,7 @@ def page_data(
         "normalized": any(row.normalized_return_mean is not None for row in rows),
         "limits": {"leakage": MAX_LEAKAGE, "loss": MAX_REWARD_LOSS, "clip": CLIP_BELOW},
         "training": _training(cells),
-        "leaks": [_leak(leak, places, picture) for leak in shown],
+        **leaks_data(shown, places, picture),
     }
 
 
@@ -168,24 +162,3 @@ def _training(cells: Sequence[CellRecord]) -> Json:
         "zero": rounded("", mean_or_none(cell.zero_return for cell in cells)),
         "idle": rounded("", return_scale(cells).idle),
     }
-
-
-def _leak(leak: Leak, places: dict[int, int], picture: Picture) -> Json:
-    return {
-        "row": places[id(leak.row)],
-        "seed": leak.seed,
-        "rounds": list(leak.examples.rounds),
-        "points": scatter(leak.examples),
-        "pictures": [
-            [_embedded(newest_frame(s) if is_stack(s) else picture(s)) for s in pair]
-            for pair in leak.states()
-        ],
-        # One a target where states are frames, in dB.
-        "psnr": [rounded("", psnr(*pair)) for pair in leak.states() if is_stack(pair[0])],
-    }
-
-
-def _embedded(picture: bytes | None) -> str | None:
-    if picture is None:
-        return None
-    return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"

@@ -14,6 +14,7 @@ from privguard.reporting.wording import (
     level_text,
     return_text,
     short_number,
+    wide_interval_text,
 )
 from privguard.reporting.worst_case import headline
 
@@ -85,8 +86,8 @@ _HEADER = (
     "normalised return",
     "ε",
     "signal to noise",
-    "bytes a round",
-    "training",
+    "bytes up, a client and round",
+    "training time",
     "seeds",
     "state",
 )
@@ -116,8 +117,8 @@ def _line(row: FrontierRow) -> tuple[str, ...]:
         interval_text(row.ra_mean, row.ra_low, row.ra_high),
         _number(row.ra_prior),
         _number(row.limit_ra),
-        _number(row.identified_mean),
-        _number(row.nmse_mean),
+        wide_interval_text(row.identified_mean, row.identified_low, row.identified_high),
+        wide_interval_text(row.nmse_mean, row.nmse_low, row.nmse_high),
         _number(row.floor_nmse),
         interval_text(row.return_mean, row.return_low, row.return_high),
         interval_text(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from privguard.records import AttackRecord, CellRecord
+from privguard.records import AttackRecord, CellRecord, ReleaseKind
 from privguard.reporting.files import write_atomically
 from privguard.reporting.frontier import frontier_rows
 from privguard.reporting.frontier_figure import frontier_figure
@@ -52,6 +53,9 @@ class Evidence:
 
 NO_EVIDENCE = Evidence()
 
+Shown = Mapping[ReleaseKind, Sequence[Leak]]
+"""What leaked, by kind of release."""
+
 
 def write_report(
     directory: Path,
@@ -73,11 +77,10 @@ def write_report(
         OSError: the directory cannot be written.
     """
     rows = _rows(cells, attacks)
-    shown = leaks(rows, cells, evidence.load, "probe")
+    shown = _leaks(rows, cells, evidence.load)
     note = ""
     if evidence.pictures is not None and evidence.pictures.drawable:
-        states = (state for leak in shown for pair in leak.states() for state in pair)
-        note = evidence.pictures.draw(states)
+        note = evidence.pictures.draw(_states(shown))
     written = _write_page(
         directory, cells, attacks, rows, shown, command, planned_cells, evidence, note
     )
@@ -106,7 +109,7 @@ def write_page(
         OSError: the directory cannot be written.
     """
     rows = _rows(cells, attacks)
-    shown = leaks(rows, cells, evidence.load, "probe")
+    shown = _leaks(rows, cells, evidence.load)
     note = "they are drawn at the end of a sweep and by `privguard report DIR`"
     return _write_page(
         directory, cells, attacks, rows, shown, command, planned_cells, evidence, note
@@ -125,7 +128,7 @@ def _write_page(
     cells: Sequence[CellRecord],
     attacks: Sequence[AttackRecord],
     rows: Sequence[FrontierRow],
-    shown: Sequence[Leak],
+    shown: Shown,
     command: str,
     planned_cells: int | None,
     evidence: Evidence,
@@ -161,26 +164,37 @@ def _write_page(
     return written
 
 
+def _leaks(rows: Sequence[FrontierRow], cells: Sequence[CellRecord], load: Load) -> Shown:
+    found: Shown = {kind: leaks(rows, cells, load, kind) for kind in get_args(ReleaseKind)}
+    return found
+
+
+def _states(shown: Shown) -> Iterator[Any]:
+    return (state for own in shown.values() for leak in own for state in leak.states())
+
+
 def _notes(
-    rows: Sequence[FrontierRow], shown: Sequence[Leak], pictures: Pictures | None, note: str
+    rows: Sequence[FrontierRow], shown: Shown, pictures: Pictures | None, note: str
 ) -> list[str]:
     """What is missing from the section that shows reconstructions, and how to get it."""
-    attacked = {(row.defense, row.level) for row in rows if row.release == "probe" and row.attack}
-    missing = len(attacked) - len(shown)
+    attacked = {(row.defense, row.level, row.release) for row in rows if row.attack}
+    held = {(leak.row.defense, leak.row.level, kind) for kind, own in shown.items() for leak in own}
     notes = []
     if not attacked:
-        notes.append("Nothing to show yet: no probe release has been attacked.")
-    elif missing:
+        notes.append("Nothing to show yet: no release has been attacked.")
+    elif missing := {(defense, level) for defense, level, _ in attacked - held}:
+        levels = {(defense, level) for defense, level, _ in attacked}
         notes.append(
-            f"The strongest attack's reconstructions were not kept for {missing} of "
-            f"{len(attacked)} levels: these were recorded by an earlier version. Run "
+            f"The strongest attack's reconstructions were not kept for {len(missing)} of "
+            f"{len(levels)} levels: these were recorded by an earlier version. Run "
             "`privguard attack DIR` on this directory to attack its kept releases again, "
             "without training."
         )
-    undrawn = pictures is not None and any(
-        pictures.picture(pair[0]) is None for leak in shown for pair in leak.states()
-    )
-    if undrawn:
+    if pictures is not None and any(
+        # A state that the attack does not know has no picture, wherever the page is drawn.
+        np.isfinite(state).all() and pictures.picture(state) is None
+        for state in _states(shown)
+    ):
         notes.append(f"Poses are missing: {note}.")
     return notes
 

@@ -6,6 +6,9 @@ import math
 
 from privguard.reporting.frontier_row import FrontierRow
 
+VACUOUS_EPSILON = 30.0
+"""Beyond it an observer's odds may change by more than e^30: no attack is excluded."""
+
 
 def short_number(value: float) -> str:
     """Three digits are enough, powers of ten short: 0.1, 0.03, 1e-3, 30, 1e4."""
@@ -40,13 +43,23 @@ def interval_text(mean: float | None, low: float | None, high: float | None) -> 
     return f"{_digits(mean)} [{_digits(low)}, {_digits(high)}]"
 
 
+def wide_interval_text(mean: float | None, low: float | None, high: float | None) -> str:
+    """The same for values of any size: '1.04e-3 [9.1e-4, 1.2e-3]'; the mean alone without one."""
+    if mean is None:
+        return "–"
+    if low is None or high is None:
+        return short_number(mean)
+    return f"{short_number(mean)} [{short_number(low)}, {short_number(high)}]"
+
+
 def guarantee_text(row: FrontierRow) -> str:
     """The formal claim of a level: epsilon with its unit, or that there is none."""
     if row.epsilon is None:
         return "no formal guarantee"
     delta = "" if row.delta is None else f", δ = {short_number(row.delta)}"
     unit = f" per {row.privacy_unit}" if row.privacy_unit else ""
-    return f"ε = {short_number(row.epsilon)}{delta}{unit}"
+    vacuous = " (too large to promise anything)" if row.epsilon > VACUOUS_EPSILON else ""
+    return f"ε = {short_number(row.epsilon)}{vacuous}{delta}{unit}"
 
 
 def release_text(row: FrontierRow) -> str:

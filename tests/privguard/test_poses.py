@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import io
 from pathlib import Path
 
@@ -22,6 +23,10 @@ def standing() -> Array:
     state, _ = env.reset(seed=0)
     env.close()
     return state
+
+
+NO_EGL = {"__EGL_VENDOR_LIBRARY_DIRS": "/nonexistent"}
+"""Environment under which EGL finds no driver."""
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,56 @@ def test_a_missing_driver_is_said_in_one_line(
     assert "nonsense" in reason
     assert "\n" not in reason
     assert poses.picture(standing) is None
+
+
+@pytest.fixture
+def no_egl(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in NO_EGL.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("no_egl")
+def test_osmesa_draws_the_same_where_egl_cannot(
+    standing: Array, drawn: tuple[Poses, list[Array]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ctypes.util.find_library("OSMesa") is None:
+        pytest.skip("OSMesa is not installed (Debian: libosmesa6)")
+    fallen_back = pose_rendering.draw_poses("ant", "default", [standing])
+    assert isinstance(fallen_back, list), fallen_back
+    picture = Image.open(io.BytesIO(fallen_back[0])).convert("RGB")
+    # `drawn` comes from EGL where there is one: two drivers may round, and no more.
+    difference = np.abs(np.asarray(picture, dtype=float) - pixels(drawn[0], standing))
+    assert difference.mean() < 1
+    monkeypatch.setattr(pose_rendering, "BACKENDS", ("egl",))
+    alone = pose_rendering.draw_poses("ant", "default", [standing])
+    assert isinstance(alone, str), "EGL drew after all, so the picture was not OSMesa's"
+
+
+@pytest.mark.usefixtures("no_egl")
+def test_where_neither_driver_works_the_reader_learns_what_to_install(
+    standing: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The loader takes these files for the library, and cannot load them.
+    folder = tmp_path / "libraries"
+    folder.mkdir()
+    for name in ("libOSMesa.so", "libOSMesa.so.6", "libOSMesa.so.8"):
+        (folder / name).write_text("no library\n")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
+    poses = Poses(tmp_path / "run", "ant", "default")
+    reason = poses.draw([standing])
+    assert "apt install libosmesa6" in reason
+    assert "egl: ImportError" in reason
+    assert "osmesa: " in reason
+    assert "\n" not in reason
+    assert not poses.directory.exists()
+
+
+def test_a_chosen_driver_comes_first(standing: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pose_rendering, "BACKENDS", ("nonsense", "neither"))
+    monkeypatch.setenv("MUJOCO_GL", "neither")
+    reason = pose_rendering.draw_poses("ant", "default", [standing])
+    assert isinstance(reason, str)
+    assert reason.startswith("neither: ")
 
 
 def test_only_robots_are_drawn(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def example(attack: str, knowledge: str, value: float) -> Examples:
     state, action = np.full((2, 3), value, dtype=np.float32), np.ones((2, 1), dtype=np.int64)
     target = Example(state, action, state + 1, np.full((2, 1), np.nan, dtype=np.float32))
     scale = (np.zeros(3), np.ones(3), np.zeros(1), np.ones(1))
-    return Examples(attack, "probe", knowledge, *scale, (3, 5), (target, target))
+    counts = (2, 64) if attack == "map" else None
+    return Examples(attack, "probe", knowledge, *scale, (3, 5), (target, target), counts)
 
 
 def test_examples_of_an_attack_stand_beside_others_and_replace_their_own(tmp_path: Path) -> None:
@@ -143,6 +144,8 @@ def test_examples_of_an_attack_stand_beside_others_and_replace_their_own(tmp_pat
     assert sorted(kept) == [("dlg", "samples"), ("map", "none"), ("map", "samples")]
     one = kept["map", "samples"]
     assert one.rounds == (3, 5)
+    assert one.records == (2, 64)
+    assert kept["dlg", "samples"].records is None
     assert one.targets[1].true_state.tolist() == [[7.0] * 3] * 2
     assert one.targets[1].true_action.dtype == np.int64
     assert np.isnan(one.targets[0].action).all()

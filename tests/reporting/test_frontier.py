@@ -82,6 +82,7 @@ def test_a_row_averages_what_its_targets_scored():
     assert row.ra_prior == pytest.approx(PRIOR)
     errors = [(t.scores["nmse_state"] + t.scores["nmse_action"]) / 2 for t in record.targets]
     assert row.nmse_mean == pytest.approx(sum(errors) / 8)
+    assert min(errors) < row.nmse_low < row.nmse_mean < row.nmse_high < max(errors)
     assert row.snr == pytest.approx(14.4)
     assert row.floor_nmse is None
 
@@ -93,7 +94,9 @@ def test_the_joint_error_is_preferred_to_its_parts():
         cell_key=here.key, attack="rgia", release="probe", batch_size=1, knowledge="none",
         targets=[scores],
     )  # fmt: skip
-    assert frontier_rows([here], [record])[0].nmse_mean == pytest.approx(0.3)
+    (row,) = frontier_rows([here], [record])
+    # One target has no spread to resample.
+    assert row.nmse_low == row.nmse_mean == row.nmse_high == pytest.approx(0.3)
 
 
 def test_returns_are_normalised_against_idling_and_the_undefended_policy():
@@ -216,7 +219,7 @@ def test_client_time_is_relative_to_the_plain_gradients_of_the_same_rounds():
     assert old.client_seconds_ratio is None
 
 
-@pytest.mark.parametrize("missing", ["client_seconds", "psnr", "identified_low"])
+@pytest.mark.parametrize("missing", ["client_seconds", "psnr", "identified_low", "nmse_low"])
 def test_a_table_older_than_some_columns_is_read(tmp_path, missing):
     rows = frontier_rows([cell()], [])
     path = tmp_path / "frontier.csv"

@@ -20,7 +20,7 @@ from privguard.examples import Example, Examples
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.answer import answer
 from privguard.reporting.frontier import frontier_rows
-from privguard.reporting.leaks import leaks, scatter
+from privguard.reporting.leaks import leaked_records, leaks
 from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend
 from privguard.reporting.report import Evidence, write_page
@@ -185,10 +185,30 @@ def test_the_answer_says_so_where_nothing_was_measured():
 
 def test_scatters_leave_out_what_cannot_be_compared():
     # The third coordinate never varies, and the action is not known to the attack.
-    assert scatter(examples(error=1.0)) == [[(0.0, 0.5), (1.0, 1.5)]] * 2
+    found = leaked_records(examples(error=1.0))
+    assert [record.points for record in found] == [[(0.0, 0.5), (1.0, 1.5)]] * 2
 
 
-def test_what_leaked_is_of_the_strongest_attack_from_the_least_private_level_on():
+def test_of_a_minibatch_the_records_that_were_read_best_are_shown():
+    scale = (np.zeros(2), np.ones(2), np.zeros(1), np.ones(1))
+    true, action = np.zeros((5, 2)), np.zeros((5, 1))
+    state = true + np.array([[3.0], [0.1], [2.0], [np.nan], [0.0]])
+    target = Example(true, action, state, action)
+    kept = Examples(
+        "map", "deployed", "samples", *scale, (0, 5, 9), (target,) * 3, records=(64, 64, 63)
+    )
+    found = leaked_records(kept)
+    # An unknown state costs one sigma squared a coordinate: more than 0.1, less than 2.
+    assert [record.state.tolist() for record in found[:2]] == [[0, 0], [0.1, 0.1]]
+    assert np.isnan(found[2].state).all()
+    assert [(r.target, r.round, r.rank, r.records) for r in found] == [
+        (target, moment, rank, records)
+        for target, moment, records in ((0, 0, 64), (1, 9, 63))
+        for rank in range(3)
+    ]
+
+
+def test_what_leaked_is_shown_for_each_attack_the_strongest_first():
     cells = [
         cell("gaussian", level, level_name="variance", private_end="high") for level in (1.0, 0.1)
     ]
@@ -199,10 +219,14 @@ def test_what_leaked_is_of_the_strongest_attack_from_the_least_private_level_on(
     ]
     rows = frontier_rows(cells, attacks)
     found = leaks(rows, cells, lambda key: [examples("dlg"), examples("rgia")], "probe")
-    assert [(leak.row.level, leak.examples.attack) for leak in found] == [
-        (0.1, "rgia"),
-        (1.0, "rgia"),
+    assert [(leak.row.level, leak.row.attack, leak.strongest) for leak in found] == [
+        (0.1, "rgia", True),
+        (0.1, "dlg", False),
+        (1.0, "rgia", True),
+        (1.0, "dlg", False),
     ]
+    # Without the strongest attack's a level shows nothing: the others' would flatter it.
+    assert leaks(rows, cells, lambda key: [examples("dlg")], "probe") == []
 
 
 def test_a_run_without_reconstructions_says_how_to_get_them(tmp_path):
@@ -211,7 +235,7 @@ def test_a_run_without_reconstructions_says_how_to_get_them(tmp_path):
     text = (tmp_path / "index.html").read_text()
     assert "not kept for 1 of 1 levels" in text
     assert "privguard attack DIR" in text
-    assert data_of(text)["leaks"] == []
+    assert data_of(text)["leaks"] == {}
 
 
 def test_poses_are_shown_once_they_are_drawn(tmp_path):
@@ -226,8 +250,11 @@ def test_poses_are_shown_once_they_are_drawn(tmp_path):
     write_page(tmp_path, [one], [attack(one)], command="x", evidence=evidence)
     text = (tmp_path / "index.html").read_text()
     assert "Poses are missing" not in text
-    picture = "data:image/webp;base64,cGljdHVyZQ=="
-    assert data_of(text)["leaks"][0]["pictures"] == [[picture, picture]] * 2
+    shown = data_of(text)
+    assert shown["pictures"] == ["data:image/webp;base64,cGljdHVyZQ=="]
+    (leak,) = shown["leaks"]["probe"]
+    assert [record["pictures"] for record in leak["records"]] == [[0, 0]] * 2
+    assert [record["of"] for record in leak["records"]] == [1, 1]
 
 
 def test_frames_need_no_display(tmp_path):
@@ -242,13 +269,14 @@ def test_frames_need_no_display(tmp_path):
     write_page(tmp_path, [one], [attack(one)], command="x", evidence=Evidence(lambda key: [kept]))
     text = (tmp_path / "index.html").read_text()
     assert "newest frame" in text
-    (first, second) = data_of(text)["leaks"][0]["pictures"]
-    assert first[0] == first[1], "0.4 grey levels are not seen"
-    assert second == [first[0], None]
-    image = Image.open(io.BytesIO(base64.b64decode(first[0].partition(",")[2])))
+    shown = data_of(text)
+    (frame,) = shown["pictures"]
+    (leak,) = shown["leaks"]["probe"]
+    # 0.4 grey levels are not seen; nothing is known of the other.
+    assert [record["pictures"] for record in leak["records"]] == [[0, 0], [0, None]]
+    image = Image.open(io.BytesIO(base64.b64decode(frame.partition(",")[2])))
     assert image.size == (30, 20)
-    # 0.4 levels of error everywhere in one, nothing known of the other.
-    assert data_of(text)["leaks"][0]["psnr"] == [pytest.approx(56.09, abs=0.01), None]
+    assert [record["psnr"] for record in leak["records"]] == [pytest.approx(56.09, abs=0.01), None]
     assert np.asarray(image.convert("L"))[[5, 15], 15].tolist() == pytest.approx([200, 0], abs=3)
 
 

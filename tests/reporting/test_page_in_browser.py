@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
+import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from privguard.examples import Example, Examples
 from privguard.reporting.report import Evidence, write_page
@@ -21,10 +22,27 @@ from tests.reporting.record_factory import sweep
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 
-from selenium.webdriver import Chrome, ChromeOptions, Keys  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver import Chrome, Keys  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
+
+from tests.reporting.browser import browser, complaints, faint_texts, screen  # noqa: E402
+
+__all__ = ["browser"]
+
+
+class OnePicture:
+    """Every state looks the same: what is tested is where pictures stand."""
+
+    drawable = True
+
+    def picture(self, state: Any) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), "brown").save(buffer, "webp")
+        return buffer.getvalue()
+
+    def draw(self, states: Any) -> str:
+        return ""
 
 
 @pytest.fixture(scope="module")
@@ -34,34 +52,20 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
 
     def load(key: str) -> list[Examples]:
-        true, action = random.normal(size=(1, 5)), random.normal(size=(1, 2))
-        answer = Example(true, action, true + 0.01, action + 1)
         ones, zeros = np.ones(5), np.zeros(5)
         scale = (zeros, ones, zeros[:2], ones[:2])
-        return [Examples("rgia", "probe", "samples (0.3%)", *scale, (0, 9), (answer, answer))]
+        kept = []
+        for release, batch in (("probe", 1), ("deployed", 8)):
+            true, action = random.normal(size=(batch, 5)), random.normal(size=(batch, 2))
+            for name in ("analytic", "dlg", "geiping", "rgia"):
+                answer = Example(true, action, true + 0.01, action + 1)
+                targets = ((0, 9), (answer, answer), (batch, batch))
+                kept.append(Examples(name, release, "samples (0.3%)", *scale, *targets))
+        return kept
 
-    evidence = Evidence(load=load)
+    evidence = Evidence(load=load, pictures=OnePicture())
     write_page(directory, cells, attacks, command="privguard sweep", evidence=evidence)
     return directory
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    driver, binary = shutil.which("chromedriver"), shutil.which("chromium")
-    if driver is None or binary is None:
-        message = "no Chromium with its driver here (Debian: chromium chromium-driver)"
-        if os.environ.get("PRIVGUARD_TEST_BROWSER") == "required":
-            pytest.fail(message)
-        pytest.skip(message)
-    options = ChromeOptions()
-    options.binary_location = binary
-    # Containers run as root and share little memory.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = Chrome(options=options, service=Service(driver))
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture
@@ -69,8 +73,7 @@ def page(browser: Chrome, report: Path) -> Iterator[Chrome]:
     browser.set_window_size(1280, 900)
     browser.get((report / "index.html").as_uri())
     yield browser
-    complaints = [entry["message"] for entry in browser.get_log("browser")]
-    assert complaints == []
+    assert complaints(browser) == []
 
 
 def points(page: Chrome) -> list[Any]:
@@ -174,19 +177,12 @@ def test_the_tables_say_what_the_csv_says(page: Chrome, report: Path) -> None:
 def test_it_fits_a_phone_and_a_desk_in_both_colour_schemes(
     page: Chrome, width: int, scheme: str
 ) -> None:
-    page.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    page.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
-    page.refresh()
-    assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
-    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    with screen(page, width, scheme):
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
+        page.execute_script("document.querySelectorAll('details').forEach((d) => d.open = true)")
+        assert faint_texts(page) == []
 
 
 def test_everything_that_acts_is_reached_by_tab(page: Chrome) -> None:
@@ -198,3 +194,78 @@ def test_everything_that_acts_is_reached_by_tab(page: Chrome) -> None:
         active = page.switch_to.active_element
         reached.add(active.get_attribute("id") or active.tag_name)
     assert {"release", "attack", "measure", "details", "button", "g", "a"} <= reached
+
+
+def test_what_leaked_is_shown_of_minibatches_and_attack_by_attack(page: Chrome) -> None:
+    release, reader, example = (
+        Select(page.find_element(By.ID, name)) for name in ("leaked-release", "reader", "example")
+    )
+
+    def counts() -> tuple[int, int]:
+        pictures = page.find_elements(By.CSS_SELECTOR, "#pictures img")
+        return len(pictures), len(page.find_elements(By.CSS_SELECTOR, "#scatter svg"))
+
+    pictures, charts = counts()
+    assert pictures == 2 * charts
+    assert len(example.options) == 2
+    assert "single records" in page.find_element(By.ID, "leaked-release").text
+    reader.select_by_value("all")
+    # Every level was attacked by four; the secure sums only by those that can.
+    several = counts()[1]
+    assert charts < several <= 4 * charts
+    reader.select_by_value("dlg")
+    alts = [
+        image.get_attribute("alt") for image in page.find_elements(By.CSS_SELECTOR, "#pictures img")
+    ]
+    assert all("dlg" in alt for alt in alts[1::2])
+    assert all(alt.startswith("True state") for alt in alts[::2])
+    release.select_by_value("deployed")
+    assert [option.text for option in example.options][:3] == [
+        "1 of 2: round 0, best match",
+        "1 of 2: round 0, second best match",
+        "1 of 2: round 0, third best match",
+    ]
+    notes = page.find_elements(By.CSS_SELECTOR, "[data-release]")
+    assert [note.is_displayed() for note in notes] == [False, True]
+    example.select_by_value("0.1")
+    text = page.find_element(By.ID, "pictures").text
+    assert "second best match of 8" in text
+    assert "5 of 7 coordinates within 0.1" in text
+
+
+def test_errors_have_intervals_as_in_the_csv(page: Chrome, report: Path) -> None:
+    Select(page.find_element(By.ID, "measure")).select_by_value("nmse")
+    rows = {
+        (row["defense"], float(row["level"] or 0), row["attack"], row["release"]): row
+        for row in csv.DictReader((report / "frontier.csv").open())
+    }
+    first = points(page)[-1]
+    page.execute_script("arguments[0].focus()", first)
+    shown = {
+        name.text: value.get_attribute("title")
+        for name, value in zip(
+            page.find_elements(By.CSS_SELECTOR, "#details dt"),
+            page.find_elements(By.CSS_SELECTOR, "#details dd"),
+            strict=True,
+        )
+    }
+    key = (shown["defense"], float(shown.get("level", 0)), shown["attack"], shown["release"])
+    for end in ("low", "mean", "high"):
+        assert float(shown[f"nmse_{end}"]) == float(rows[key][f"nmse_{end}"])
+    assert float(shown["nmse_low"]) < float(shown["nmse_mean"]) < float(shown["nmse_high"])
+
+
+def test_pictures_charts_and_headings_serve_those_who_do_not_see_them(page: Chrome) -> None:
+    unnamed = "img:not([alt]), svg.chart:not([aria-label])"
+    assert page.find_elements(By.CSS_SELECTOR, unnamed) == []
+    levels = page.execute_script(
+        "return [...document.querySelectorAll('h1, h2, h3, h4')].map((h) => Number(h.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    words = page.find_element(By.CSS_SELECTOR, "#words summary")
+    words.send_keys(Keys.ENTER)
+    assert (
+        "Share of records that the reconstruction picks out"
+        in page.find_element(By.ID, "words").text
+    )

@@ -107,8 +107,12 @@ function plot(host, spec) {
     draw("line", across ? { x1: edge.left, x2: width - edge.right, y1: at, y2: at, class: guide.class }
       : { x1: at, x2: at, y1: edge.top, y2: height - edge.bottom, class: guide.class }, svg);
     if (guide.text) {
-      draw("text", { x: (edge.left + width - edge.right) / 2, y: at - 4, "text-anchor": "middle",
-        class: "guide-text name" }, svg, guide.text);
+      const wide = guide.text.length * 6;
+      const clear = (left) => !spec.series.some((one) => one.points.some((point) => point.y !== null
+        && Math.abs(y(point.y) - at) < 20 && x(point.x) > left - 40 && x(point.x) < left + wide + 40));
+      const [left, right] = [edge.left + 4, width - edge.right - wide - 4];
+      const start = [(left + right) / 2, left, right].find(clear) ?? left;
+      draw("text", { x: start, y: at - 4, class: "guide-text name" }, svg, guide.text);
     }
   }
   const reached = [];
@@ -243,7 +247,7 @@ function names(svg, spec, x, y, frame) {
       if (!spot) continue;
       taken.push(spot);
       draw("text", { x: spot[0] + 1, y: spot[3] - 2, class: "name",
-        style: `fill: ${series.color ? `color-mix(in oklab, ${series.color} 70%, var(--ink))` : "var(--ink)"}` },
+        style: `fill: ${series.color ? `color-mix(in oklab, ${series.color} 40%, var(--ink))` : "var(--ink)"}` },
         svg, point.text);
     }
   }

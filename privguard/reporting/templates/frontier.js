@@ -32,7 +32,7 @@ function levelName(row) {
 }
 
 function title(row, measure) {
-  const reward = data.normalized ? `return ${interval(row, "normalized_return")} of 1` : `return ${interval(row, "return")}`;
+  const reward = data.normalized ? `normalised return ${interval(row, "normalized_return")}` : `return ${interval(row, "return")}`;
   return `${levelName(row)}\n${MEASURES[measure].label} ${interval(row, measure)}${
     row.attack ? ` (${row.attack})` : ""}\n${reward}${row.usable ? "" : `\n${row.state}`}`;
 }
@@ -51,7 +51,8 @@ function returnAxis(rows) {
   const [least, most] = data.normalized ? [Math.min(0, ...found), Math.max(1, ...found)]
     : [Math.min(...found), Math.max(...found)];
   const margin = data.normalized ? 0.08 : 0.08 * (most - least) || 1;
-  const label = data.normalized ? "normalised return (0 = idle, 1 = undefended)" : "return";
+  const label = data.normalized ? "normalised return (0 = idle, 1 = undefended)"
+    : "return (sum of an episode's rewards)";
   return { name, clip, low: Math.max(least, clip) - margin, high: most + margin, label };
 }
 
@@ -74,7 +75,8 @@ function drawFrontier() {
   const value = (row) => measure.log ? Math.max(row.nmse_mean, SMALLEST_ERROR) : row[`${state.measure}_mean`];
   const y = { label: measure.label, log: measure.log, low: measure.low, high: measure.high };
   if (measure.log) {
-    const all = [1, ...drawable.flatMap((row) => [value(row), measure.limit(row)]).filter((v) => v !== null)];
+    const all = [1, ...drawable.flatMap((row) => [value(row), row.nmse_low, row.nmse_high, measure.limit(row)])
+      .filter((v) => v !== null)];
     [y.low, y.high] = [Math.max(SMALLEST_ERROR, Math.min(...all)) / 1.5, Math.max(...all) * 1.5];
   }
   if (measure.free) {

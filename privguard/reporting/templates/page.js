@@ -1,14 +1,17 @@
 // The controls: what is chosen, and which charts depend on it.
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { release: Object.keys(data.views)[0] ?? "probe", attack: "worst", measure: "ra",
-  hidden: new Set(), example: 0 };
+const imaged = Object.values(data.views).some((view) => "psnr" in view.worst);
+// Guessing the background finds nearly all pixels of a game: only leakage tells its levels apart.
+const SCORE = imaged ? "leakage" : "ra";
+const state = { release: Object.keys(data.views)[0] ?? "probe", attack: "worst", measure: SCORE,
+  hidden: new Set(), leaked: Object.keys(data.leaks)[0] ?? "probe", reader: "strongest", example: "" };
 
 function choices(id, options, key, redraw) {
   const select = document.getElementById(id);
   if (!select) return;
-  select.replaceChildren(...options.map(([value, text]) => new Option(text, value, false, String(state[key]) === value)));
+  select.replaceChildren(...options.map(([value, text]) => new Option(text, value, false, state[key] === value)));
   select.onchange = () => {
-    state[key] = typeof state[key] === "number" ? Number(select.value) : select.value;
+    state[key] = select.value;
     redraw();
   };
 }
@@ -61,20 +64,15 @@ function chooseRelease() {
 function drawAll() {
   chooseRelease();
   drawTraining();
-  drawPictures();
-  drawScatter();
+  chooseLeaked();
 }
 
-choices("release", Object.keys(data.views).map((name) => [name,
-  name === "probe" ? "probe: single records, the worst case" : "deployed: the minibatches that trained the policy"]),
-  "release", chooseRelease);
-const imaged = Object.values(data.views).some((view) => "psnr" in view.worst);
+const releases = (names) => names.map((name) => [name,
+  name === "probe" ? "probe: single records, the worst case" : "deployed: the minibatches that trained the policy"]);
+choices("release", releases(Object.keys(data.views)), "release", chooseRelease);
+choices("leaked-release", releases(Object.keys(data.leaks)), "leaked", chooseLeaked);
 choices("measure", [["ra", "reconstruction accuracy (RA)"], ["leakage", "leakage"], ["identified", "identified"],
   ["nmse", "error (NMSE)"], ...(imaged ? [["psnr", "PSNR (dB)"]] : [])], "measure", drawFrontier);
-const rounds = data.leaks.reduce((most, leak) => leak.rounds.length > most.length ? leak.rounds : most, []);
-state.example = Math.max(0, rounds.length - 1);
-choices("example", rounds.map((round, i) => [String(i), `${i + 1} of ${rounds.length}: round ${round.toLocaleString("en")}`]),
-  "example", drawPictures);
 legend("defenses", data.defenses.map((style) => ({ ...style,
   text: style.name === "none" ? "undefended" : style.level_name ? `${style.name} (${style.level_name})` : style.name })),
   (name, shown) => {

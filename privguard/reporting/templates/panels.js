@@ -6,7 +6,7 @@ const DASHES = [[], [6, 2], [1.5, 1.5], [6, 2, 1.5, 2], [3, 1.5]];
 function panel(host, heading) {
   const box = document.createElement("div");
   box.className = "panel";
-  if (heading) box.append(Object.assign(document.createElement("h4"), { textContent: heading }));
+  if (heading) box.append(Object.assign(document.createElement(host.closest("[data-parts]") ? "h4" : "h3"), { textContent: heading }));
   host.append(box);
   return box;
 }
@@ -51,16 +51,16 @@ function drawLevels() {
     if (strongest.length) {
       const attacks = data.attacks.map((attack) => ({
         name: attack.name, color: defense.color, dash: attack.dash, width: 1.1,
-        points: ownRows(view.alone[attack.name], defense).map((row) => ({ x: row.level, y: row.ra_mean })),
+        points: ownRows(view.alone[attack.name], defense).map((row) => ({ x: row.level, y: row[`${SCORE}_mean`] })),
       }));
       const floor = { name: "floor", color: "var(--quiet)", dash: [1.5, 3],
-        points: strongest.map((row) => ({ x: row.level, y: row.limit_ra })) };
+        points: strongest.map((row) => ({ x: row.level, y: MEASURES[SCORE].limit(row) })) };
       const worst = { ...defense, dash: [], width: 2.2, points: strongest.map((row) => ({
-        x: row.level, y: row.ra_mean, ylow: row.ra_low ?? undefined, yhigh: row.ra_high ?? undefined,
-        hollow: !row.usable, title: title(row, "ra"), row })) };
-      const prior = mean(strongest.map((row) => row.ra_prior));
-      chartIn(box, { label: `${defense.name}: reconstruction accuracy against level, ${state.release} releases`,
-        height: 190, x: levelAxis(defense, false), y: { low: -0.04, high: 1.06, label: "accuracy" },
+        x: row.level, y: row[`${SCORE}_mean`], ylow: row[`${SCORE}_low`] ?? undefined,
+        yhigh: row[`${SCORE}_high`] ?? undefined, hollow: !row.usable, title: title(row, SCORE), row })) };
+      const prior = imaged ? 0 : mean(strongest.map((row) => row.ra_prior));
+      chartIn(box, { label: `${defense.name}: ${MEASURES[SCORE].label} against level, ${state.release} releases`,
+        height: 190, x: levelAxis(defense, false), y: { low: -0.04, high: 1.06, label: imaged ? "leakage" : "accuracy" },
         guides: prior === null ? [] : [{ y: prior, class: "chance" }],
         series: [...attacks, floor, worst], choose: (point, group) => showDetails(point.row, group) });
     } else {
