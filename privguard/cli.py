@@ -275,10 +275,32 @@ def _command_line() -> str:
     return shlex.join(["privguard", *sys.argv[1:]])
 
 
+# Typer brings its own click or uses the installed one, by version: this is the class of either.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _one_line(error: Exception, arguments: list[str]) -> str:
+    """A usage error with the option and the value that it is about."""
+    text = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+    for option in getattr(getattr(error, "param", None), "opts", ()):
+        for place, argument in enumerate(arguments[:-1]):
+            if argument == option and option in text:
+                reason = text.split(": ", 1)[-1]
+                return f"{option} {arguments[place + 1]}: {reason[:1].lower()}{reason[1:]}"
+    return text
+
+
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, never in a traceback."""
+    if not sys.argv[1:]:
+        sys.argv.append("--help")
     try:
-        app()
+        code = app(standalone_mode=False)
     except BadInput as error:
-        typer.echo(f"privguard: {error}", err=True)
-        sys.exit(2)
+        message, code = str(error), 2
+    except _UsageError as error:
+        message, code = _one_line(error, sys.argv[1:]), 2
+    else:
+        sys.exit(code)
+    typer.echo(f"privguard: {message}", err=True)
+    sys.exit(code)

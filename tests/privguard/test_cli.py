@@ -95,8 +95,9 @@ def test_reconstructions_are_kept_and_made_again_where_they_are_missing(run: Pat
     assert len(kept) == 2
     before = finished_cells(directory)
     kept[0].unlink()
-    again = ["attack", "reports/frozenlake", "--attack", "analytic", "--attack", "dlg"]
-    result = privguard(*again, cwd=run)
+    attacks = {row["attack"] for row in csv.DictReader((directory / "frontier.csv").open())}
+    again = [option for name in sorted(attacks) for option in ("--attack", name)]
+    result = privguard("attack", "reports/frozenlake", *again, cwd=run)
     assert result.returncode == 0, result.stderr
     assert len(result.stderr.splitlines()) == 1, "the other cell has its reconstructions"
     assert sorted((directory / "reconstructions").iterdir()) == kept
@@ -214,6 +215,10 @@ def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
         (["sweep", "--env", "hopper", "--out", "/proc/run"], "--out"),
         (["report", "nowhere"], "nowhere"),
         (["recommend", "nowhere"], "nowhere"),
+        (["recommend", "nowhere", "--max-leakage", "abc"], "--max-leakage abc: input should be a"),
+        (["sweep", "--env", "hopper", "--seeds", "two"], "--seeds two: input should be a valid"),
+        (["sweep", "--env"], "'--env' requires an argument"),
+        (["swep"], "Did you mean 'sweep'"),
         (["recommend", "nowhere", "--max-leakage", "2"], "--max-leakage 2: must be from 0 to 1"),
         (["recommend", "nowhere", "--max-identified", "-1"], "--max-identified -1"),
         (["recommend", "nowhere", "--max-epsilon", "nan"], "--max-epsilon nan: must be a finite"),
