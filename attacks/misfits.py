@@ -60,6 +60,11 @@ class Received:
     laplace: bool = False
 
     @property
+    def gaussian(self) -> bool:
+        """Whether all coordinates arrived with Gaussian noise, or none."""
+        return not self.laplace and self.sent is None
+
+    @property
     def targets(self) -> int:
         """T."""
         return len(next(iter(self.gradient.values())))
@@ -67,7 +72,7 @@ class Received:
 
 def misfit_to(received: Received) -> Misfit:
     """The cheapest misfit that is exact enough."""
-    if received.laplace or received.sent is not None:
+    if not received.gaussian:
         return FormedMisfit(received)
     scale = sum(
         received.precision[name].double() * value.double().flatten(1).square().sum(dim=1)
