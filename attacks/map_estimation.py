@@ -78,12 +78,14 @@ class MAP(Attack):
     def solve(
         self, observations: Sequence[Observation], *, prior: Prior, seed: int
     ) -> list[Reconstruction]:
-        """One record gets the whole search; several get descents from a few starts."""
+        """One record gets the whole search; several its first part, from what ``spear`` finds."""
         layers = dense_layers(observations[0])
         assert layers is not None
         problem = Problem.of(observations, layers, prior)
         generator = torch.Generator().manual_seed(seed)
         starts = problem.starts(self.starts, self.candidates, generator)
+        if problem.size > 1 and problem.received.gaussian:
+            return problem.answers(self._descended_robustly(starts, problem, generator))
         trail = descend(starts, problem.posterior, self.iterations // 2)
         if problem.size > 1:
             return problem.answers(trail)
