@@ -43,8 +43,8 @@ class MAP(Attack):
         rounds: of draws around the best point, each followed by a few steps; as many again after
             the first random walk.
         draws: in each round.
-        chains, steps, heat: of the random walks; the first cools from ``heat``, the second gives
-            the mean.
+        chains, steps, heat: of the random walks, steps for each coordinate of a record; the first
+            cools from ``heat``, the second gives the mean.
         widths: of the smoothed networks, in the unit of the pre-activations, where the noise is not
             Gaussian or coordinates are missing.
     """
@@ -55,7 +55,7 @@ class MAP(Attack):
     rounds: int = 4
     draws: int = 64
     chains: int = 8
-    steps: int = 300
+    steps: int = 20
     heat: float = 30.0
     widths: tuple[float, ...] = (0.3, 0.1, 0.03)
 
@@ -130,6 +130,7 @@ class MAP(Attack):
     def _walked(
         self, trail: Trail, problem: Problem, heat: float, generator: torch.Generator
     ) -> tuple[Trail, Tensor]:
-        lowest, mean = anneal(trail, problem.posterior, self.chains, self.steps, generator, heat)
+        steps = self.steps * problem.coordinates.width
+        lowest, mean = anneal(trail, problem.posterior, self.chains, steps, generator, heat)
         ends = descend(lowest.best(3), problem.posterior, 6)
         return trail.joined(ends).best(2), mean
