@@ -26,7 +26,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from attacks.gradients import LinearLayer, dense_layers
-from attacks.normal_equations import Decode, NormalEquations, Received
+from attacks.misfits import Received
+from attacks.normal_equations import Decode, NormalEquations
 from attacks.observation import Observation
 from attacks.posterior import Coordinates, received_by
 from attacks.prior import Prior

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from attacks.channel_simulation import clipped_as
 from attacks.gradients import LinearLayer
-from attacks.normal_equations import NormalEquations, Received
+from attacks.misfits import Received
+from attacks.normal_equations import NormalEquations
 from attacks.observation import Observation
 from attacks.posterior import Coordinates
 from attacks.simulated_releases import complete, record_gradients, standardised, unstandardised

@@ -163,12 +163,25 @@ class DenseGradients:
         projected = [
             self._projected(layer, x) for layer, x in zip(self._layers, inputs, strict=True)
         ]
-        # Few operations on long rows: for single records each costs more than what it computes.
+        if size == 1:
+            return self._single_terms(projected, deltas, inputs)
         dot = (torch.cat(projected, dim=1) * torch.cat(list(deltas), dim=1)).sum(dim=1)
-        grams = _row_products(inputs, groups, self._input_layers)
+        grams = _row_products(inputs, groups)
         grams = grams * self._with_weight[:, None] + self._with_bias[:, None]
-        square = (_row_products(deltas, groups, self._delta_layers) * grams).flatten(1).sum(dim=1)
+        square = (_row_products(deltas, groups) * grams).flatten(1).sum(dim=1)
         return dot.reshape(groups, size).sum(dim=1), square
+
+    def _single_terms(
+        self, projected: Sequence[Tensor], deltas: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Both sums of single records."""
+        dot, square = _SingleTerms.apply(
+            *(torch.cat(list(parts), dim=1) for parts in (projected, deltas, inputs)),
+            self._delta_layers,
+            self._input_layers * self._with_weight,
+            self._with_bias,
+        )
+        return dot, square
 
     def _projected(self, layer: LinearLayer, x: Tensor) -> Tensor:
         """G x, the received gradient applied to the layer's inputs: (G b, n) to (G b, m)."""
@@ -282,15 +295,46 @@ def probe_transitions(template: Template, rows: int, like: Tensor) -> Transition
     )
 
 
-def _row_products(layers: Sequence[Tensor], groups: int, of_layer: Tensor) -> Tensor:
-    """Inner products of each group's rows in each of L layers: (G b, n) each to (G, L, b b).
+class _SingleTerms(torch.autograd.Function):
+    """<g~, g> and ||g~||^2 (G,) of single records, from all layers side by side.
 
-    ``of_layer`` (sum of n, L) says which columns of all layers side by side belong to which.
+    Few operations on long rows, backwards too: for single records each costs more than what it
+    computes. The columns of deltas and of inputs belong to the layers that the matrices say.
     """
-    size = len(layers[0]) // groups
-    if size == 1:
-        return (torch.cat(list(layers), dim=1).square() @ of_layer)[:, :, None]
-    grouped = [x.reshape(groups, size, -1) for x in layers]
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        projected: Tensor,
+        deltas: Tensor,
+        inputs: Tensor,
+        delta_layers: Tensor,
+        input_layers: Tensor,
+        with_bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        of_inputs = inputs.square() @ input_layers + with_bias
+        of_deltas = deltas.square() @ delta_layers
+        ctx.save_for_backward(
+            projected, deltas, inputs, delta_layers, input_layers, of_inputs, of_deltas
+        )
+        return (projected * deltas).sum(dim=1), (of_inputs * of_deltas).sum(dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, along_dot: Tensor, along_square: Tensor) -> tuple[Tensor | None, ...]:
+        projected, deltas, inputs, delta_layers, input_layers, of_inputs, of_deltas = (
+            ctx.saved_tensors
+        )
+        along_dot, twice = along_dot[:, None], 2 * along_square[:, None]
+        of_square = ((twice * of_inputs) @ delta_layers.mT) * deltas
+        along_deltas = torch.addcmul(of_square, along_dot, projected)
+        along_inputs = ((twice * of_deltas) @ input_layers.mT) * inputs
+        return along_dot * deltas, along_deltas, along_inputs, None, None, None
+
+
+def _row_products(layers: Sequence[Tensor], groups: int) -> Tensor:
+    """Inner products of each group's rows in each of L layers: (G b, n) each to (G, L, b b)."""
+    grouped = [x.reshape(groups, len(x) // groups, -1) for x in layers]
     return torch.stack([torch.bmm(x, x.mT).flatten(1) for x in grouped], dim=1)
 
 

@@ -6,8 +6,10 @@ distance to the prior in units of its covariance. Where plain gradient matching 
 optimiser's limit, this stops near the Bayesian Cramer-Rao floor (``attacks.bounds``).
 
 A search starts from the closed form of the first layers (one record), from the prior's mean and
-from the known transitions whose gradients fit best. It alternates damped Gauss-Newton steps with
-draws around the best point, and cools a random walk across the ledges that the ReLUs make. Under
+from the known transitions whose gradients fit best. The ReLUs make ledges: first the search leaves
+open which rows of the gradient they make wrong (``misfits.StudentMisfit``), or softens them where
+the noise is not Gaussian; then it alternates damped Gauss-Newton steps with draws around the best
+point, and cools a random walk. Under
 noise the answer is the posterior's mean there, which has the least mean squared error.
 """
 
@@ -23,7 +25,7 @@ from attacks.attack import Attack, Reconstruction
 from attacks.gradients import dense_layers
 from attacks.observation import Observation
 from attacks.posterior_problem import Problem
-from attacks.posterior_search import Trail, anneal, descend, scatter
+from attacks.posterior_search import MakePosterior, Trail, anneal, descend, scatter
 from attacks.prior import Prior
 from attacks.registry import register_attack
 from attacks.smoothed_relu import SmoothedReLU
@@ -41,9 +43,10 @@ class MAP(Attack):
         rounds: of draws around the best point, each followed by a few steps; as many again after
             the first random walk.
         draws: in each round.
-        chains, steps, heat: of the random walks; the first cools from ``heat``, the second, which
-            gives the mean, from its square root.
-        widths: of the smoothed networks, in the unit of the pre-activations.
+        chains, steps, heat: of the random walks, steps for each coordinate of a record; the first
+            cools from ``heat``, the second gives the mean.
+        widths: of the smoothed networks, in the unit of the pre-activations, where the noise is not
+            Gaussian or coordinates are missing.
     """
 
     starts: int = 6
@@ -52,7 +55,7 @@ class MAP(Attack):
     rounds: int = 4
     draws: int = 64
     chains: int = 8
-    steps: int = 200
+    steps: int = 20
     heat: float = 30.0
     widths: tuple[float, ...] = (0.3, 0.1, 0.03)
 
@@ -75,24 +78,38 @@ class MAP(Attack):
     def solve(
         self, observations: Sequence[Observation], *, prior: Prior, seed: int
     ) -> list[Reconstruction]:
-        """One record gets the whole search; several get descents from a few starts."""
+        """One record gets the whole search; several its first part, from what ``spear`` finds."""
         layers = dense_layers(observations[0])
         assert layers is not None
         problem = Problem.of(observations, layers, prior)
         generator = torch.Generator().manual_seed(seed)
         starts = problem.starts(self.starts, self.candidates, generator)
+        if problem.size > 1 and problem.received.gaussian:
+            return problem.answers(self._descended_robustly(starts, problem, generator))
         trail = descend(starts, problem.posterior, self.iterations // 2)
         if problem.size > 1:
             return problem.answers(trail)
-        trail = trail.joined(self._descended_smoothly(starts, problem))
+        if problem.received.gaussian:
+            trail = trail.joined(self._descended_robustly(trail, problem, generator))
+        else:
+            trail = trail.joined(self._descended_smoothly(starts, problem))
         trail = descend(trail.best(2), problem.posterior, self.iterations)
-        trail = self._scattered(trail, problem, generator)
+        trail = self._scattered(trail, problem.posterior, generator)
         if observations[0].channel.random:
             trail, _ = self._walked(trail, problem, self.heat, generator)
-            trail = self._scattered(trail, problem, generator)
-            trail, mean = self._walked(trail, problem, self.heat**0.5, generator)
+            trail = self._scattered(trail, problem.posterior, generator)
+            trail, mean = self._walked(trail, problem, 1.0, generator)
             trail = trail.answered_by(mean)
         return problem.answers(trail)
+
+    def _descended_robustly(
+        self, trail: Trail, problem: Problem, generator: torch.Generator
+    ) -> Trail:
+        """Descents and draws that leave open which rows of the gradient a ledge makes wrong."""
+        robust = problem.robust_posterior
+        trail = descend(problem.rewarded(trail), robust, self.iterations)
+        trail = self._scattered(trail.best(2), robust, generator)
+        return descend(problem.rewarded(trail), problem.posterior, self.iterations)
 
     def _descended_smoothly(self, starts: Trail, problem: Problem) -> Trail:
         """Descents on ever less smoothed networks, which ledges do not hold up."""
@@ -102,15 +119,18 @@ class MAP(Attack):
                 trail = descend(problem.rewarded(trail), problem.posterior, self.iterations)
         return descend(problem.rewarded(trail), problem.posterior, self.iterations)
 
-    def _scattered(self, trail: Trail, problem: Problem, generator: torch.Generator) -> Trail:
+    def _scattered(
+        self, trail: Trail, posterior: MakePosterior, generator: torch.Generator
+    ) -> Trail:
         for _ in range(self.rounds):
-            near = scatter(trail, problem.posterior, self.draws, 2, generator)
-            trail = trail.joined(descend(near, problem.posterior, 3)).best(2)
+            near = scatter(trail, posterior, self.draws, 2, generator)
+            trail = trail.joined(descend(near, posterior, 3)).best(2)
         return trail
 
     def _walked(
         self, trail: Trail, problem: Problem, heat: float, generator: torch.Generator
     ) -> tuple[Trail, Tensor]:
-        lowest, mean = anneal(trail, problem.posterior, self.chains, self.steps, generator, heat)
+        steps = self.steps * problem.coordinates.width
+        lowest, mean = anneal(trail, problem.posterior, self.chains, steps, generator, heat)
         ends = descend(lowest.best(3), problem.posterior, 6)
         return trail.joined(ends).best(2), mean

@@ -34,6 +34,8 @@ LARGE_SPREAD, LARGE_PACE = 0.1, 0.3
 """Factors on the draws and on the learning rate there, if a prior gives both their units: Adam
 moves each pixel on its own, and has not the steps to take noise out of tens of thousands that the
 gradient hardly tells. On Pong at initialisation larger ones ended farther from the gradient."""
+BLOCK = 32
+"""Iterates that are kept until the best is looked for among them."""
 WORTH_RECORDING = 40
 """Evaluations from which on a recording pays for itself."""
 
@@ -88,8 +90,7 @@ def match(
     fakes = draws.to(like.device).repeat(len(observations), 1).requires_grad_(True)
     elsewhere = torch.randn(fakes.shape, generator=generator, dtype=like.dtype).to(like.device)
     adam = _Adam(fakes)
-    best = fakes.detach().clone().reshape(len(observations) * restarts, -1)
-    best_value = torch.full((len(observations) * restarts,), math.inf, device=like.device).to(like)
+    best = _Best(fakes.detach().view(len(observations) * restarts, -1))
     directions = int(direction_share * iterations)
     phases: list[tuple[Distance, range]] = [
         ("cosine", range(directions)),
@@ -100,19 +101,16 @@ def match(
         for kind, steps in phases:
             objective = _Objective(gradients, codec, kind, penalty, size)
             evaluate = _fastest(objective, fakes, elsewhere, len(steps))
-            best_value.fill_(math.inf)  # values of two distances do not compare
+            best.restart()  # values of two distances do not compare
             with torch.inference_mode():
                 for step in steps:
                     value, slope = evaluate()
-                    # Of values that differ by rounding alone the last is best: steps get smaller.
-                    better = (value <= best_value + _rounding(like))[:, None]
-                    torch.fmin(value, best_value, out=best_value)
-                    torch.where(better, fakes.view(best.shape), best, out=best)
+                    best.note(value)
                     rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / iterations))
                     adam.step(slope, rate)
 
-    values = best_value.reshape(len(observations), restarts)
-    answers = best.reshape(len(observations), restarts, size, codec.width)
+    values = best.values().reshape(len(observations), restarts)
+    answers = best.points().reshape(len(observations), restarts, size, codec.width)
     return [_reconstruction(o, codec, answers[t], values[t]) for t, o in enumerate(observations)]
 
 
@@ -152,6 +150,54 @@ def _fastest(
     return evaluate
 
 
+class _Best:
+    """The best iterate of each of G groups. Iterates are kept and compared a block at a time."""
+
+    def __init__(self, x: Tensor) -> None:
+        """``x`` (G, n) is the memory of the iterates."""
+        self._x = x
+        self._best, self._value = x.clone(), x.new_full((len(x),), math.inf)
+        self._points, self._values = x.new_empty(BLOCK, *x.shape), x.new_empty(BLOCK, len(x))
+        self._noted = 0
+
+    def restart(self) -> None:
+        """Whatever comes next is better than what was."""
+        self._noted = 0
+        self._value.fill_(math.inf)
+
+    def note(self, value: Tensor) -> None:
+        """The current iterate has this value (G,)."""
+        self._points[self._noted].copy_(self._x)
+        self._values[self._noted].copy_(value)
+        self._noted += 1
+        if self._noted == BLOCK:
+            self._compare()
+
+    def points(self) -> Tensor:
+        """(G, n)."""
+        if self._noted:
+            self._compare()
+        return self._best
+
+    def values(self) -> Tensor:
+        """(G,)."""
+        if self._noted:
+            self._compare()
+        return self._value
+
+    def _compare(self) -> None:
+        """Of values that differ by rounding alone the last is best: steps get smaller."""
+        values = self._values[: self._noted].nan_to_num(nan=math.inf)
+        lowest = torch.cat([self._value[None], values]).cummin(dim=0).values
+        better = values <= lowest[:-1] + _rounding(values)
+        steps = torch.arange(1, self._noted + 1, device=values.device)[:, None]
+        last = (steps * better).amax(dim=0)
+        chosen = self._points[last - 1, torch.arange(len(last), device=last.device)]
+        self._best.copy_(torch.where((last > 0)[:, None], chosen, self._best))
+        self._value.copy_(lowest[-1])
+        self._noted = 0
+
+
 class _Adam:
     """Adam (Kingma and Ba, 2015) on one tensor, as torch computes it, without its overhead."""
 
@@ -160,6 +206,7 @@ class _Adam:
         self._mean = torch.zeros_like(self._x)
         self._square = torch.zeros_like(self._x)
         self._root = torch.zeros_like(self._x)
+        self._decay = torch.tensor(0.999).to(self._x)
         self._steps = 0
 
     def step(self, slope: Tensor, rate: float) -> None:
@@ -167,10 +214,12 @@ class _Adam:
         self._steps += 1
         decay, square_decay = 0.9, 0.999
         self._mean.lerp_(slope, 1 - decay)
-        self._square.mul_(square_decay).addcmul_(slope, slope, value=1 - square_decay)
+        self._square.mul_(self._decay).addcmul_(slope, slope, value=1 - square_decay)
+        # The bias of the squares' mean belongs to the rate: m / (sqrt(v) / c + e) = c m / (...).
+        bias = math.sqrt(1 - square_decay**self._steps)
         torch.sqrt(self._square, out=self._root)
-        self._root.div_(math.sqrt(1 - square_decay**self._steps)).add_(1e-8)
-        self._x.addcdiv_(self._mean, self._root, value=-rate / (1 - decay**self._steps))
+        self._root.add_(1e-8 * bias)
+        self._x.addcdiv_(self._mean, self._root, value=-rate * bias / (1 - decay**self._steps))
 
 
 def _distance(kind: Distance, dot: Tensor, square: Tensor, target_square: Tensor) -> Tensor:

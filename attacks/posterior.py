@@ -10,7 +10,7 @@ does not move.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from attacks.channel import Channel
 from attacks.gradients import LinearCalls, LinearLayer
-from attacks.normal_equations import NormalEquations, Received
+from attacks.misfits import Misfit, Received, misfit_to
+from attacks.normal_equations import NormalEquations
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.transitions import Template, Transitions, flatten_state, unflatten_state_action
@@ -151,11 +152,12 @@ class Posterior:
         coordinates: Coordinates,
         received: Received,
         actions: Tensor | None,
+        measure: Callable[[Received], Misfit] = misfit_to,
     ) -> None:
         """``actions`` (G, b): the records' discrete actions, None for a box."""
         self._coordinates = coordinates
         self._actions = actions
-        self._equations = NormalEquations(observations[0], layers, received, self._decode)
+        self._equations = NormalEquations(observations[0], layers, received, self._decode, measure)
 
     def value(self, points: Tensor) -> Tensor:
         """(G,) at points (G, b, K)."""

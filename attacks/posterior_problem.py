@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks.analytic import Analytic
 from attacks.attack import Reconstruction
 from attacks.gradients import LinearLayer
-from attacks.normal_equations import Received
+from attacks.misfits import Received, StudentMisfit
 from attacks.observation import Observation, gradient_matching_error
 from attacks.posterior import Coordinates, Posterior, received_by
 from attacks.posterior_search import Trail
@@ -57,6 +57,17 @@ class Problem:
     def posterior(self, actions: Tensor | None) -> Posterior:
         """The posterior of groups whose records have these discrete actions (G, b), or a box."""
         return Posterior(self.observations, self.layers, self.coordinates, self.received, actions)
+
+    def robust_posterior(self, actions: Tensor | None) -> Posterior:
+        """The same where rows of the gradient may be wrong; for Gaussian noise on all of it."""
+        return Posterior(
+            self.observations,
+            self.layers,
+            self.coordinates,
+            self.received,
+            actions,
+            StudentMisfit,
+        )
 
     def starts(self, count: int, candidates: int, generator: torch.Generator) -> Trail:
         """Where each target's searches begin."""

@@ -129,11 +129,12 @@ def anneal(
 ) -> tuple[Trail, Tensor]:
     """Metropolis chains that cool from ``hottest`` to one, and their mean afterwards.
 
-    Proposals keep the Laplace approximation at each target's best search invariant (preconditioned
-    Crank-Nicolson; Cotter et al. 2013, arXiv 1202.0709): bold ones are draws from it, timid ones
-    look around. Two thirds of the steps cool; the mean (T, b, K) of the rest estimates the
-    posterior's mean, where the mean squared error is least: on a rugged posterior the maximum may
-    lie far from it.
+    Proposals keep a Gaussian invariant (preconditioned Crank-Nicolson; Cotter et al. 2013, arXiv
+    1202.0709): in turn the Laplace approximation at each target's best search and the prior, which
+    moves where much noise leaves the posterior wider than any point's curvature says. Bold ones are
+    draws from it, timid ones look around. Two thirds of the steps cool or forget the start; the
+    mean (T, b, K) of the rest estimates the posterior's mean, where the mean squared error is
+    least: on a rugged posterior the maximum may lie far from it.
 
     Returns:
         The lowest point of each chain, and the mean.
@@ -144,23 +145,28 @@ def anneal(
     factor = _laplace_factor(best, posterior_of)
     points = best.points.expand(-1, chains, -1, -1)
     values = best.values.expand(-1, chains)
-    away = torch.zeros(len(factor), factor.shape[-1], chains, dtype=torch.float64).to(factor)
     lowest = Trail(points, actions, values)
     total, counted = torch.zeros_like(best.points[:, 0]), 0
     cooling = 2 * steps // 3
     for step in range(steps):
         heat = hottest ** max(0.0, 1 - step / max(cooling, 1))
-        fresh = SCALES[step % len(SCALES)]
-        noise = torch.randn(away.shape[1:], generator=generator, dtype=torch.float64).to(factor)
-        proposed = (1 - fresh**2) ** 0.5 * away + fresh * heat**0.5 * noise
-        moved = best.points + _offsets(factor, proposed, best.points)
+        fresh = SCALES[step // 2 % len(SCALES)]
+        kept = (1 - fresh**2) ** 0.5
+        noise = torch.randn(factor.shape[-1], chains, generator=generator, dtype=torch.float64)
+        noise = fresh * heat**0.5 * noise.to(factor)
+        if step % 2 == 0:
+            away = (factor @ (points - best.points).flatten(2).to(factor).mT).contiguous()
+            proposed = kept * away + noise
+            moved = best.points + _offsets(factor, proposed, best.points)
+            energies = 0.5 * (proposed.square().sum(1) - away.square().sum(1))
+        else:
+            moved = kept * points + noise.T.to(points).unflatten(1, points.shape[2:])
+            energies = 0.5 * (moved.square() - points.square()).flatten(2).sum(2).double()
         tried = posterior.value(moved.flatten(0, 1)).double().unflatten(0, values.shape)
-        gain = values - tried + 0.5 * (proposed.square().sum(1) - away.square().sum(1))
         chance = torch.rand(chains, generator=generator, dtype=torch.float64).to(factor)
-        accepted = heat * chance.log() < gain
+        accepted = heat * chance.log() < values - tried + energies
         points = torch.where(accepted[..., None, None], moved, points)
         values = torch.where(accepted, tried, values)
-        away = torch.where(accepted[:, None], proposed, away)
         lower = values < lowest.values
         lowest = Trail(
             torch.where(lower[..., None, None], points, lowest.points),

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks.kernels import (
+    aten,
     kernel,
     reads_numbers,
+    rectifier_slopes,
     repeatable,
     unchanged_argument,
     written_arguments,
@@ -151,7 +153,8 @@ class _Program:
         self._unstable = set().union(*(c.changed for c in calls)) if calls else set()
         produced = set().union(*(c.writes for c in calls if not c.changed)) if calls else set()
         self.valid = self._unstable <= produced
-        varying = self._varying(calls, _address(x))
+        calls = _with_slopes(calls)
+        self._varying = varying = _varying(calls, _address(x))
         self._calls = self._without_repetitions([c for c in calls if c.writes & varying], varying)
         needed = {_address(self.current(out)) for out in outputs}
         kept = []
@@ -169,6 +172,7 @@ class _Program:
                 self._placed(call.args),
                 {k: self._placed(v) for k, v in call.kwargs.items()},
                 [t.detach() for t in call.results] if not call.changed else [],
+                lambda t: _address(t) not in self._varying,
             )
 
     def current(self, t: Tensor) -> Tensor:
@@ -184,18 +188,6 @@ class _Program:
         if isinstance(argument, list | tuple):
             return type(argument)(self._placed(a) for a in argument)
         return argument
-
-    @staticmethod
-    def _varying(calls: Sequence[_Call], start: int) -> set[int]:
-        """Addresses whose content depends on the input's."""
-        varying = {start}
-        while True:
-            before = len(varying)
-            for call in calls:
-                if call.depends & varying:
-                    varying |= call.writes
-            if len(varying) == before:
-                return varying
 
     def _without_repetitions(self, calls: Sequence[_Call], varying: set[int]) -> list[_Call]:
         """Moves results that equal earlier ones to these."""
@@ -219,6 +211,32 @@ class _Program:
             else:
                 self._moved[_address(result)] = known.detach()
         return kept
+
+
+def _with_slopes(calls: Sequence[_Call]) -> list[_Call]:
+    """The calls with backward passes of ReLUs as products with their slopes."""
+    rectified = {_address(t) for c in calls if c.operator is aten.relu.default for t in c.results}
+    found = []
+    for call in calls:
+        slopes = rectifier_slopes(call.operator, call.args, lambda t: _address(t) in rectified)
+        if slopes is None:
+            found.append(call)
+        else:
+            found.append(_Call(aten.sign.default, (call.args[1],), {}, [slopes]))
+            found.append(_Call(aten.mul.Tensor, (call.args[0], slopes), {}, call.results))
+    return found
+
+
+def _varying(calls: Sequence[_Call], start: int) -> set[int]:
+    """Addresses whose content depends on the input's."""
+    varying = {start}
+    while True:
+        before = len(varying)
+        for call in calls:
+            if call.depends & varying:
+                varying |= call.writes
+        if len(varying) == before:
+            return varying
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:

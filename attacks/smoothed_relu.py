@@ -2,11 +2,11 @@
 
 A gradient jumps wherever a ReLU of the network switches: its derivative is a step. A search that
 follows derivatives sees none of these jumps and ends on one of countless ledges. Where every
-rectifier is averaged over Gaussian noise of deviation w on its input,
+rectifier is averaged over logistic noise of deviation w on its input,
 
-    E max(0, x + w n) = x Phi(x / w) + w phi(x / w),
+    E max(0, x + n) = softplus(k x) / k,    k = pi / (sqrt(3) w),
 
-the step becomes Phi(x / w), the jumps become slopes, and a minimum can be followed from a wide w
+the step becomes a sigmoid, the jumps become slopes, and a minimum can be followed from a wide w
 down to none (graduated non-convexity: Blake and Zisserman 1987; Mobahi and Fisher 2015).
 """
 
@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+_LINEAR = 40.0
+"""From here on softplus(x) is x in float64."""
+
 _RECTIFIERS = frozenset({torch.nn.functional.relu, torch.relu, Tensor.relu})
 
 
 class SmoothedReLU(TorchFunctionMode):
-    """Inside this context every ReLU is averaged over noise of deviation ``width`` on its input.
+    """Inside this context every ReLU is averaged over logistic noise of deviation ``width``.
 
     Whatever calls it: modules, functions, the loss and the networks that it holds. In-place
     ones no longer change their input, only their result is smooth.
@@ -50,6 +53,5 @@ class SmoothedReLU(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _smooth(self, x: Tensor) -> Tensor:
-        scaled = x / self.width
-        density = torch.exp(-0.5 * scaled.square()) / math.sqrt(2 * math.pi)
-        return x * 0.5 * (1 + torch.erf(scaled / math.sqrt(2))) + self.width * density
+        sharpness = math.pi / (math.sqrt(3) * self.width)
+        return torch.nn.functional.softplus(x, beta=sharpness, threshold=_LINEAR)

@@ -9,7 +9,8 @@ from torch import Tensor
 from attacks import Observation, Transitions
 from attacks.channel import Clipping
 from attacks.gradients import dense_layers
-from attacks.normal_equations import NormalEquations, Received
+from attacks.misfits import Received
+from attacks.normal_equations import NormalEquations
 from attacks.transitions import unflatten_state_action
 from tests.attacks.conftest import Client, random_transitions
 

@@ -17,7 +17,7 @@ Function = Callable[[Tensor], tuple[Tensor, ...]]
 
 def at(function: Function, x: Tensor, elsewhere: Tensor) -> list[Tensor]:
     """What a recording at ``x`` gives at ``elsewhere``."""
-    replay = record(function, x, torch.randn(x.shape))
+    replay = record(function, x, torch.randn(x.shape, dtype=x.dtype))
     assert replay is not None
     x.detach().copy_(elsewhere)
     with torch.inference_mode():
@@ -28,7 +28,7 @@ def at(function: Function, x: Tensor, elsewhere: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_replay_computes_double_backpropagation_exactly(layer_norm: bool, rows: int) -> None:
     torch.manual_seed(0)
-    network = dense([4, 16, 16, 1], layer_norm)
+    network = dense([4, 16, 16, 1], layer_norm).double()
 
     def slope_of_the_gradient_norm(x: Tensor) -> tuple[Tensor, ...]:
         value = (network(x) ** 2).mean() + x.tanh().sum()
@@ -36,11 +36,11 @@ def test_a_replay_computes_double_backpropagation_exactly(layer_norm: bool, rows
         square = torch.stack([g.square().sum() for g in grads]).sum()
         return square.detach(), torch.autograd.grad(square, [x])[0]
 
-    x = torch.randn(rows, 4, requires_grad=True)
-    elsewhere = torch.randn(rows, 4)
+    x = torch.randn(rows, 4, dtype=torch.float64, requires_grad=True)
+    elsewhere = torch.randn(rows, 4, dtype=torch.float64)
     replayed = at(slope_of_the_gradient_norm, x, elsewhere)
     for ours, theirs in zip(replayed, slope_of_the_gradient_norm(x), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_operations_that_change_nothing_are_left_out_and_others_are_not() -> None:

@@ -9,10 +9,11 @@ from torch import nn
 from attacks.smoothed_relu import SmoothedReLU
 
 
-def test_it_is_the_mean_over_gaussian_noise_on_the_input() -> None:
+def test_it_is_the_mean_over_logistic_noise_on_the_input() -> None:
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
-    noise = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    mean = (x + 0.3 * noise).clamp_min(0).mean(dim=0)
+    uniform = torch.rand(200_000, 1, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    noise = uniform.logit()
+    mean = (x + 0.3 * noise / noise.std()).clamp_min(0).mean(dim=0)
     with SmoothedReLU(0.3):
         assert torch.allclose(torch.relu(x), mean, atol=3e-3)
     assert torch.equal(torch.relu(x), x.clamp_min(0))

@@ -1,9 +1,12 @@
 """How near ``map`` comes to the Bayesian floor under Gaussian noise.
 
     python tests/benchmarks/map_floor.py [--env hopper] [--rounds 2000] [--targets 50]
+        [--hidden 256,256 --no-layer-norm]
 
 Attacks clean probes of an untrained federation and of one trained for some rounds, with noise added
-to the same gradients, and prints medians and means over targets beside the prior-only error.
+to the same gradients, and prints medians and means over targets beside the prior-only error. A line
+passes if the median error is at most 1.3 times the median floor, which is asked where that floor is
+under half of the prior's variance, and at most the prior's own.
 """
 
 from __future__ import annotations
@@ -32,10 +35,14 @@ from privguard.spec import CellSpec
 from privguard.training import CellTraining
 
 STDS = (1e-3, 1e-2, 1e-1, 1.0)
+LARGEST_RATIO, WORTH_ASKING = 1.3, 0.5
 
 
-def audit(env: str, rounds: int, targets: int) -> Audit:
-    """An undefended federation with about ``targets`` probes at its first and at its last round."""
+def audit(env: str, rounds: int, targets: int, critic: dict[str, object]) -> Audit:
+    """An undefended federation with ``targets`` probes or more at its first and at its last round.
+
+    ``critic`` changes the environment's own settings.
+    """
     smoke = budget("smoke", env).model_copy(
         update={
             "rounds": rounds,
@@ -45,7 +52,8 @@ def audit(env: str, rounds: int, targets: int) -> Audit:
             "probe_draws": -(-targets // 4),
         }
     )
-    cell = CellSpec(env=env, budget=smoke, agent=agent_settings(environment_spec(env), None))
+    agent = agent_settings(environment_spec(env), None).model_copy(update=critic)
+    cell = CellSpec(env=env, budget=smoke, agent=agent)
     training = CellTraining(cell)
     training.run()
     training.close()
@@ -68,20 +76,40 @@ def noisy(observations: list[Observation], std: float) -> list[Observation]:
     ]
 
 
+def verdict(floor: float, error: float, blind: float) -> str:
+    """What the medians say."""
+    if error > blind:
+        return "FAIL: above the prior's own error"
+    if floor >= WORTH_ASKING:
+        return "pass (floor not asked for)"
+    return "pass" if error <= LARGEST_RATIO * floor else "FAIL: above the floor"
+
+
 def main(
     env: Annotated[str, typer.Option(help="Environment.")] = "hopper",
     rounds: Annotated[int, typer.Option(help="Rounds of the trained federation.")] = 2000,
     targets: Annotated[int, typer.Option(help="Probes at each moment.")] = 50,
+    hidden: Annotated[str, typer.Option(help="Units of hidden layers, else the recipe's.")] = "",
+    layer_norm: Annotated[bool | None, typer.Option(help="Else the recipe's.")] = None,
 ) -> None:
     """Prints one line a noise level and moment."""
     torch.set_num_threads(1)
-    ready = audit(env, rounds, targets)
+    critic: dict[str, object] = {}
+    if hidden:
+        critic["hidden"] = tuple(int(width) for width in hidden.split(","))
+    if layer_norm is not None:
+        critic["layer_norm"] = layer_norm
+    ready = audit(env, rounds, targets, critic)
     assert ready.captures.reference is not None
     population = Prior.fit(ready.captures.reference, template=ready.template)
-    print(f"{env}: medians over probes of batch 1, {ready.prior.samples} prior samples")
+    settings = ready.cell.agent
+    print(
+        f"{env}, {settings.hidden}, layer norm {settings.layer_norm}: medians over {targets} "
+        f"probes of batch 1, {ready.prior.samples} prior samples"
+    )
     print(
         f"{'networks':<12}{'std':>7}{'floor':>10}{'map':>10}{'ratio':>7}{'prior':>8}"
-        f"{'mean floor':>12}{'mean map':>10}{'s/target':>10}"
+        f"{'mean floor':>12}{'mean map':>10}{'s/target':>10}  verdict"
     )
     for index, capture in enumerate(ready.captures.captures):
         probes = capture.releases["probe"][:targets]
@@ -105,7 +133,8 @@ def main(
                 f"{'untrained' if index == 0 else f'{rounds} rounds':<12}{std:>7g}"
                 f"{np.median(floor):>10.2g}{np.median(error):>10.2g}"
                 f"{np.median(error) / np.median(floor):>7.2f}{np.median(blind):>8.2f}"
-                f"{floor.mean():>12.2g}{error.mean():>10.2g}{seconds:>10.2f}",
+                f"{floor.mean():>12.2g}{error.mean():>10.2g}{seconds:>10.2f}  "
+                f"{verdict(float(np.median(floor)), float(np.median(error)), np.median(blind))}",
                 flush=True,
             )
 

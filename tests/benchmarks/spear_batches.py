@@ -1,6 +1,7 @@
 """How many records a client may mix before SPEAR no longer tells them apart, and in what time.
 
     python tests/benchmarks/spear_batches.py [--env ant] [--hidden 128] [--rounds 500] [--noise 0]
+        [--batches 16,24] [--attack cocktail]
 
 Captures releases of a client of ours at initialisation and after some training, and prints for each
 batch size the share of records recovered to a relative error of 1e-3, the largest error, and the
@@ -72,9 +73,9 @@ def errors(answer: Reconstruction, truth: Transitions) -> Tensor:
     return distance[rows, columns]
 
 
-def report(cell: CellTraining, label: str, batches: list[int], noise_std: float) -> None:
+def report(cell: CellTraining, label: str, batches: list[int], noise_std: float, name: str) -> None:
     """One line a batch size."""
-    attack = get_attack("spear")
+    attack = get_attack(name)
     for batch in batches:
         z = replayed(cell, batch)
         observation = observe(cell, z, noise_std)
@@ -89,7 +90,8 @@ def report(cell: CellTraining, label: str, batches: list[int], noise_std: float)
         exact = float((error < 1e-3).double().mean())
         print(
             f"{label:<24}{batch:>6}{exact:>8.0%}{float(error.median()):>10.1e}"
-            f"{float(error.max()):>10.1e}{seconds:>9.2f}  {answer.notes}"
+            f"{float(error.max()):>10.1e}{seconds:>9.2f}  {answer.notes}",
+            flush=True,
         )
 
 
@@ -98,20 +100,25 @@ def main(
     hidden: Annotated[int, typer.Option(help="Units of each hidden layer.")] = 128,
     rounds: Annotated[int, typer.Option(help="Rounds of training between the captures.")] = 500,
     noise: Annotated[float, typer.Option(help="Standard deviation of Gaussian noise.")] = 0.0,
+    batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,4,8,16,24,32,48,64",
+    attack: Annotated[str, typer.Option(help="spear or cocktail.")] = "spear",
 ) -> None:
     """Prints exactness and processor seconds by batch size."""
     torch.set_num_threads(1)
-    batches = [1, 4, 8, 16, 24, 32, 48, 64]
-    print(f"{environment_spec(env).gym_id}, twin critics of {hidden}-{hidden}, noise {noise:g}")
+    sizes = [int(size) for size in batches.split(",")]
+    print(
+        f"{attack}, {environment_spec(env).gym_id}, twin critics of {hidden}-{hidden}, "
+        f"noise {noise:g}"
+    )
     print(f"{'critic':<24}{'batch':>6}{'exact':>8}{'median':>10}{'largest':>10}{'seconds':>9}")
     for layer_norm in (False, True):
         cell = training(env, hidden, layer_norm)
         kind = "LayerNorm" if layer_norm else "plain"
-        report(cell, f"{kind}, untrained", batches, noise)
+        report(cell, f"{kind}, untrained", sizes, noise, attack)
         for _ in range(rounds):
             cell.federation.collect(explore=True)
             cell.federation.round(0.0)
-        report(cell, f"{kind}, {rounds} rounds", batches, noise)
+        report(cell, f"{kind}, {rounds} rounds", sizes, noise, attack)
 
 
 if __name__ == "__main__":
