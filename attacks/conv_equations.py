@@ -21,9 +21,6 @@ from attacks.conv_chains import ConvLayer
 NEGLIGIBLE = 1e-9
 """Singular values below this share of the first are zero but for rounding."""
 
-ACTIVE = 1e-5
-"""Share of a layer's largest activation above which a unit solved for counts as active."""
-
 TRUSTED = 1e-3
 """Noise, as a share of a patch's typical entry, at which an equation gets half its weight."""
 
