@@ -17,6 +17,7 @@ from attacks.observation import Observation
 from attacks.pixel_equations import PixelEquations
 from attacks.pixel_problem import LEVELS, PixelProblem, features_of, outputs_of
 from attacks.posterior import received_by
+from attacks.sparse_features import SeenBefore, invert_sparsely, seen_before
 from attacks.sparse_frames import SparsePrior, SparseSearch
 
 EXPLAINED = 1e-5
@@ -130,7 +131,16 @@ class _Search:
             delta = search.deltas * (search.outputs > 0)
             equations = search._equations(search.depth - 1, delta)
             guess = search.guesses[search.depth - 2]
-            solved = invert_layer(layer, equations, search.outputs, guess)
+            possible = search._possible(search.depth - 2, guess)
+            start = guess * possible
+            solved = invert_layer(layer, equations, search.outputs, start, free=possible)
+            if not solved.exact:
+                seen = search._seen()
+                free = possible & ~seen.same
+                usual = seen.inputs.double() * possible
+                solved = invert_layer(layer, equations, search.outputs, usual, free=free)
+                if not solved.exact:
+                    solved = invert_sparsely(layer, equations, search.outputs, usual, free)
             if not solved.exact:
                 return search
             below = layer.backward(delta)
@@ -147,8 +157,26 @@ class _Search:
             )
         return search
 
+    def _possible(self, level: int, like: Tensor) -> Tensor:
+        """Units (b, *outputs) of a layer that may be active: a dead channel's bias has none."""
+        received = self.biases[level]
+        if received is None:
+            return torch.ones_like(like, dtype=torch.bool)
+        return (received != 0)[None, :, None, None].expand(like.shape)
+
+    def _seen(self) -> SeenBefore:
+        """What the samples tell of the inputs of the layer whose outputs are known."""
+        problem, level = self.problem, self.depth - 1
+        images = problem.known if len(problem.known) else problem.average[None]
+        return seen_before(
+            problem.layers[level],
+            self.outputs,
+            problem.features[level - 1].double() if level else images.double(),
+            problem.features[level].double(),
+        )
+
     def _rectified(self, values: Tensor, deltas: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Activations (b, *outputs) of a layer, zero where inactive, and which channels are sure."""
+        """Activations (b, *outputs) of a layer, zero where inactive, and the channels sure."""
         # Inactive units are solved for as zero, so that negative values are errors.
         error = float((-values.amin()).clamp_min(ROUNDING * values.amax()))
         active, received = values > 1.5 * error, self.biases[level]
@@ -163,8 +191,13 @@ class _Search:
         problem, exact = self.problem, self.outputs_std == 0
         prior = SparsePrior.of(problem.known, problem.average, robust=exact)
         start = self.nearest if exact else problem.average.expand_as(self.nearest).clone()
-        search = SparseSearch(prior, start)
         settled = self.depth == 1 and exact
+        free = None
+        if settled:
+            seen_before = self._seen()
+            free = ~seen_before.same.expand_as(start)
+            start = torch.where(free, start, seen_before.inputs.to(start))
+        search = SparseSearch(prior, start, free)
         damping, best = FIRST_DAMPING, math.inf
         kept = problem.rounded(start) if exact else start
         for spent in range(0, iterations, ROUND):
