@@ -20,6 +20,9 @@ LIKELY = 10
 AGREES = 2e-6
 """Rounding of a bias's gradient in float32, relative to its units' absolute sum."""
 
+ROUGHEST = 1e-4
+"""The most that counts as such; the gradients that a batch was un-mixed to are less exact."""
+
 
 def settle_active(
     values: Tensor, deltas: Tensor, bias_gradient: Tensor, active: Tensor, near: float
@@ -36,10 +39,15 @@ def settle_active(
     """
     settled = active.clone(memory_format=torch.contiguous_format)
     agrees = torch.ones(len(bias_gradient), dtype=torch.bool)
+    on_deltas = (deltas * active).transpose(0, 1).flatten(1)
+    off = (bias_gradient - on_deltas.sum(dim=1)).abs() / on_deltas.abs().sum(dim=1)
+    # Most channels are right, and show how exact the gradients are.
+    usual = off[off.isfinite()].median() if bool(off.isfinite().any()) else off.new_zeros(())
+    share = float((4 * usual).clamp(AGREES, ROUGHEST))
     for channel, received in enumerate(bias_gradient):
         d = deltas[:, channel].flatten()
         on = settled[:, channel].flatten().clone()
-        tolerance = AGREES * (d * on).abs().sum()
+        tolerance = share * (d * on).abs().sum()
         missing = received - (d * on).sum()
         if missing.abs() <= tolerance:
             continue
@@ -47,7 +55,7 @@ def settle_active(
         flips = _explaining(torch.where(on, -d, d)[candidates], missing, tolerance)
         on[candidates[flips]] ^= True
         if not len(flips):
-            found = _threshold(values[:, channel].flatten(), d, received, near)
+            found = _threshold(values[:, channel].flatten(), d, received, near, share)
             agrees[channel] = found is not None
             on = on if found is None else found
         settled[:, channel] = on.reshape(settled[:, channel].shape)
@@ -63,13 +71,15 @@ def _doubtful(values: Tensor, on: Tensor, near: float) -> Tensor:
     return torch.tensor(list(dict.fromkeys(mixed.tolist())), dtype=torch.long)
 
 
-def _threshold(values: Tensor, d: Tensor, received: Tensor, near: float) -> Tensor | None:
+def _threshold(
+    values: Tensor, d: Tensor, received: Tensor, near: float, share: float
+) -> Tensor | None:
     """The units beyond the one threshold below ``near`` whose ``d`` add up to ``received``."""
     order = values.argsort(descending=True)
     none = torch.zeros(1).to(d)
     sums, totals = (torch.cat([none, x[order].cumsum(dim=0)]) for x in (d, d.abs()))
     last = torch.cat([none, values[order]])
-    off = (sums - received).abs() - AGREES * totals
+    off = (sums - received).abs() - share * totals
     off[last.abs() > near] = torch.inf
     if off.min() > 0:
         return None

@@ -26,8 +26,8 @@ EXPLAINED = 1e-5
 ROUNDING = 1e-6
 """Of activations solved for from float32, relative to the largest, at least."""
 
-MOST_ERRORS = 10.0
-"""How far from zero, in errors seen, a unit may still be active or not."""
+LEAST_ERRORS, MOST_ERRORS = 1.5, 10.0
+"""Where a unit starts to count as active, and how far from zero that may be wrong, in errors."""
 
 NEAR = 1e-2
 """The same for units at guessed pixels, relative to the largest activation."""
@@ -177,12 +177,13 @@ class _Search:
 
     def _rectified(self, values: Tensor, deltas: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Activations (b, *outputs) of a layer, zero where inactive, and the channels sure."""
-        # Inactive units are solved for as zero, so that negative values are errors.
-        error = float((-values.amin()).clamp_min(ROUNDING * values.amax()))
-        active, received = values > 1.5 * error, self.biases[level]
+        # Inactive units are solved for as zero, so that negative values are errors; of each record.
+        error = -values.amin(dim=(1, 2, 3), keepdim=True)
+        scaled = values / error.clamp_min(ROUNDING * values.amax()).clamp_min(1e-300)
+        active, received = scaled > LEAST_ERRORS, self.biases[level]
         certain = torch.ones(values.shape[1], dtype=torch.bool)
         if received is not None:
-            active, certain = settle_active(values, deltas, received, active, MOST_ERRORS * error)
+            active, certain = settle_active(scaled, deltas, received, active, MOST_ERRORS)
         tiny = torch.finfo(values.dtype).tiny
         return torch.where(active, values.clamp_min(tiny), 0.0), certain
 
