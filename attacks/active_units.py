@@ -12,45 +12,80 @@ import torch
 from torch import Tensor
 
 UNCERTAIN = 32
-"""Units of a channel, those with activations nearest to zero, that may be wrong."""
+"""Units of a channel, at most, that may be wrong."""
 
 LIKELY = 10
 """Units of a channel of which up to four may be wrong: a background repeats one tiny activation."""
 
-NEAR = 1e-2
-"""Share of the largest activation above which none is."""
+AGREES = 2e-6
+"""Rounding of a bias's gradient in float32, relative to its units' absolute sum."""
 
-AGREES = 2e-5
-"""Error of a bias's gradient, relative to one unit's, that counts as none."""
+ROUGHEST = 1e-4
+"""The most that counts as such; the gradients that a batch was un-mixed to are less exact."""
 
 
-def settle_active(values: Tensor, deltas: Tensor, bias_gradient: Tensor, active: Tensor) -> Tensor:
-    """``active`` (b, m, ...) with at most four units a channel changed so that the biases agree.
+def settle_active(
+    values: Tensor, deltas: Tensor, bias_gradient: Tensor, active: Tensor, near: float
+) -> tuple[Tensor, Tensor]:
+    """``active`` (b, m, ...) changed so that the biases agree, and channels (m,) where they do.
+
+    At most four units of a channel change, or all beyond another threshold near zero.
 
     Args:
         values: (b, m, ...) activations as solved for, errors and all.
         deltas: gradients of the loss with respect to the activations.
         bias_gradient: (m,) received.
+        near: distance of a value from zero beyond which it cannot be wrong.
     """
     settled = active.clone(memory_format=torch.contiguous_format)
+    agrees = torch.ones(len(bias_gradient), dtype=torch.bool)
+    on_deltas = (deltas * active).transpose(0, 1).flatten(1)
+    off = (bias_gradient - on_deltas.sum(dim=1)).abs() / on_deltas.abs().sum(dim=1)
+    # Most channels are right, and show how exact the gradients are.
+    usual = off[off.isfinite()].median() if bool(off.isfinite().any()) else off.new_zeros(())
+    share = float((4 * usual).clamp(AGREES, ROUGHEST))
     for channel, received in enumerate(bias_gradient):
         d = deltas[:, channel].flatten()
         on = settled[:, channel].flatten().clone()
-        size = d.abs().mean().clamp_min(1e-300)
+        tolerance = share * (d * on).abs().sum()
         missing = received - (d * on).sum()
-        if missing.abs() <= AGREES * size:
+        if missing.abs() <= tolerance:
             continue
-        distance = values[:, channel].flatten().abs()
-        near = distance.argsort()[:UNCERTAIN]
-        # Inactive units are solved for as zero: those that came out positive are nearer to active.
-        positive = torch.where(on, 0.0, values[:, channel].flatten())
-        candidates = torch.cat([positive.argsort(descending=True)[:LIKELY], near])
-        candidates = candidates[distance[candidates] <= NEAR * values.abs().max()]
-        candidates = torch.tensor(list(dict.fromkeys(candidates.tolist())), dtype=torch.long)
-        flips = _explaining(torch.where(on, -d, d)[candidates], missing, AGREES * size)
+        candidates = _doubtful(values[:, channel].flatten(), on, near)
+        flips = _explaining(torch.where(on, -d, d)[candidates], missing, tolerance)
         on[candidates[flips]] ^= True
+        if not len(flips):
+            found = _threshold(values[:, channel].flatten(), d, received, near, share)
+            agrees[channel] = found is not None
+            on = on if found is None else found
         settled[:, channel] = on.reshape(settled[:, channel].shape)
-    return settled
+    return settled, agrees
+
+
+def _doubtful(values: Tensor, on: Tensor, near: float) -> Tensor:
+    """Units that may be wrong, the likeliest first: the smallest active, the largest inactive."""
+    smallest = torch.where(on, values, torch.inf).argsort()
+    largest = torch.where(on, -torch.inf, values).argsort(descending=True)
+    mixed = torch.stack([smallest, largest], dim=1).flatten()
+    mixed = mixed[values[mixed].abs() <= near][:UNCERTAIN]
+    return torch.tensor(list(dict.fromkeys(mixed.tolist())), dtype=torch.long)
+
+
+def _threshold(
+    values: Tensor, d: Tensor, received: Tensor, near: float, share: float
+) -> Tensor | None:
+    """The units beyond the one threshold below ``near`` whose ``d`` add up to ``received``."""
+    order = values.argsort(descending=True)
+    none = torch.zeros(1).to(d)
+    sums, totals = (torch.cat([none, x[order].cumsum(dim=0)]) for x in (d, d.abs()))
+    last = torch.cat([none, values[order]])
+    off = (sums - received).abs() - share * totals
+    off[last.abs() > near] = torch.inf
+    if off.min() > 0:
+        return None
+    active = torch.zeros_like(values, dtype=torch.bool)
+    active[order[: int(off.argmin())]] = True
+    return active
 
 
 def _explaining(changes: Tensor, missing: Tensor, tolerance: Tensor) -> Tensor:

@@ -21,9 +21,6 @@ from attacks.conv_chains import ConvLayer
 NEGLIGIBLE = 1e-9
 """Singular values below this share of the first are zero but for rounding."""
 
-ACTIVE = 1e-5
-"""Share of a layer's largest activation above which a unit solved for counts as active."""
-
 TRUSTED = 1e-3
 """Noise, as a share of a patch's typical entry, at which an equation gets half its weight."""
 
@@ -76,6 +73,7 @@ def invert_layer(
     outputs: Tensor,
     guess: Tensor,
     *,
+    free: Tensor | None = None,
     iterations: int = 300,
 ) -> Inverted:
     """Least squares in a layer's inputs from its weight's gradient and its active outputs.
@@ -86,7 +84,9 @@ def invert_layer(
 
     Args:
         outputs: (b, *outputs) after the ReLU.
+        free: (b, *inputs) which inputs are sought; the others are as guessed. All by default.
     """
+    sought = torch.ones_like(guess) if free is None else free.to(guess)
     active = (outputs > 0).to(guess).flatten(2)
     norms = layer.weight.norm(dim=1, keepdim=True)
     weight = layer.weight / norms
@@ -96,15 +96,19 @@ def invert_layer(
     def normal(x: Tensor) -> Tensor:
         patches = layer.patches(x)
         seen = weight.T @ (active * (weight @ patches))
-        return layer.overlay(seen + equations.spread(trust * equations.apply(patches)))
+        rows = equations.spread(trust * equations.apply(patches))
+        return sought * layer.overlay(seen + rows)
 
     target = active * (outputs.flatten(2) - layer.bias[:, None]) / norms
     right = layer.overlay(weight.T @ target + equations.spread(trust * equations.values))
     heard = weight.square().T @ active
     mixed = (equations.mixing.square() @ trust)[:, :, 0]
     diagonal = layer.overlay(heard + mixed[:, None, :].expand_as(heard)).clamp_min(1e-12)
-    x = conjugate_gradients(normal, right, guess, iterations=iterations, diagonal=diagonal)
-    return Inverted(x, _consistent(layer, x, outputs))
+    right = sought * right - normal(guess * (1 - sought))
+    start = guess * sought
+    x = conjugate_gradients(normal, right, start, iterations=iterations, diagonal=diagonal)
+    x = x + guess * (1 - sought)
+    return Inverted(x, _consistent(layer, x, outputs) and _fits(layer, x, equations))
 
 
 def _consistent(layer: ConvLayer, x: Tensor, outputs: Tensor) -> bool:
@@ -112,6 +116,13 @@ def _consistent(layer: ConvLayer, x: Tensor, outputs: Tensor) -> bool:
     again = layer.linear(x.clamp_min(0.0)).relu()
     close = (again - outputs).abs().max() <= 1e-3 * outputs.abs().max()
     return bool(close) and bool(x.min() >= -1e-3 * x.max())
+
+
+def _fits(layer: ConvLayer, x: Tensor, equations: GradientEquations) -> bool:
+    """Whether ``x`` satisfies the equations but for noise and what float32 rounds."""
+    missing = (equations.apply(layer.patches(x)) - equations.values).abs()
+    allowed = 1e-3 * equations.values.abs().max() + 4 * equations.std[:, None]
+    return bool((missing <= allowed).all())
 
 
 def conjugate_gradients(

@@ -114,9 +114,10 @@ def _several(observation: Observation, chain: ConvChain, seed: int) -> HeardFeat
     generator = torch.Generator().manual_seed(seed)
     found = unmix(observation, stack, generator=generator, iterations=4000)
     told = found.rows.isfinite().all(dim=1)
-    features = found.rows[told].clamp_min(0.0)
+    features = found.rows[told]
     inputs = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
-    d = torch.linalg.lstsq(inputs @ inputs.T, inputs @ gradient.T).solution  # (k, m)
+    # Frames of a game are nearly alike: their Gram matrix would square what is lost.
+    d = torch.linalg.lstsq(inputs.T, gradient.T).solution  # (k, m)
     std = _noise(observation, chain) / d.norm(dim=1).clamp_min(1e-300)
     actions = None if found.outputs is None else found.outputs[told]
     return HeardFeatures(features, std, d @ _weights(chain), actions)

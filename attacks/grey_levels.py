@@ -19,6 +19,10 @@ CLOSE = 0.1
 MOST_FREE = 0.25
 """Share of pixels that may still be open; with more, too many of the known ones are wrong."""
 
+DOUBTED = 400
+"""Pixels that are doubted at once in a solution, those on which the misfit pulls most."""
+
+POLISHES = 5
 STEPS = 80
 ATTEMPTS = 3
 
@@ -34,6 +38,25 @@ def settle_levels(images: Tensor, equations: PixelEquations, levels: int) -> Ten
         held = torch.where(free > 0, x, nearest)
         x = (held + _correction(held, free, equations)).clamp(0.0, 1.0)
     return (x * levels).round() / levels
+
+
+def polish_levels(images: Tensor, equations: PixelEquations, levels: int) -> Tensor:
+    """Images at grey levels, of which few are wrong, with those made right that can be told.
+
+    The gradient of the misfit is largest at the wrong pixels and around them.
+    """
+    best = equations.misfit(images)
+    for _ in range(POLISHES):
+        pull = equations.adjoint(equations.missing(images)).abs()
+        least = pull.flatten().topk(min(DOUBTED, pull.numel())).values[-1]
+        free = (pull >= least).to(images)
+        moved = (images + _correction(images, free, equations)).clamp(0.0, 1.0)
+        moved = (moved * levels).round() / levels
+        misfit = equations.misfit(moved)
+        if misfit >= best:
+            break
+        images, best = moved, misfit
+    return images
 
 
 def _correction(images: Tensor, free: Tensor, equations: PixelEquations) -> Tensor:

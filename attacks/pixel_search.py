@@ -10,17 +10,27 @@ from torch import Tensor
 
 from attacks.active_units import settle_active
 from attacks.conv_chains import ConvLayer
-from attacks.conv_equations import ACTIVE, GradientEquations, invert_layer
+from attacks.conv_equations import GradientEquations, invert_layer
 from attacks.conv_features import HeardFeatures, hear_features
-from attacks.grey_levels import settle_levels
+from attacks.grey_levels import polish_levels, settle_levels
 from attacks.observation import Observation
 from attacks.pixel_equations import PixelEquations
 from attacks.pixel_problem import LEVELS, PixelProblem, features_of, outputs_of
 from attacks.posterior import received_by
+from attacks.sparse_features import SeenBefore, invert_sparsely, seen_before
 from attacks.sparse_frames import SparsePrior, SparseSearch
 
 EXPLAINED = 1e-5
 """Relative misfit below which rounded pixels are the true ones: a wrong one leaves more."""
+
+ROUNDING = 1e-6
+"""Of activations solved for from float32, relative to the largest, at least."""
+
+LEAST_ERRORS, MOST_ERRORS = 1.5, 10.0
+"""Where a unit starts to count as active, and how far from zero that may be wrong, in errors."""
+
+NEAR = 1e-2
+"""The same for units at guessed pixels, relative to the largest activation."""
 
 ROUND = 40
 """Iterations of the search before active units are taken anew."""
@@ -66,6 +76,7 @@ class _Search:
         depth: number of layers whose last one's outputs are known.
         outputs: (b, *outputs) of that layer after its ReLU.
         outputs_std: their standard deviation.
+        certain: (m,) channels of that layer whose active units are known for sure.
         deltas: gradients of the loss with respect to them, before the ReLU is passed.
         guesses: (b, *outputs) activations of all layers, as far as they can be guessed.
         nearest: (b, C, H, W) the samples whose features are nearest.
@@ -78,6 +89,7 @@ class _Search:
     depth: int
     outputs: Tensor
     outputs_std: float
+    certain: Tensor
     deltas: Tensor
     guesses: tuple[Tensor, ...]
     nearest: Tensor
@@ -101,13 +113,15 @@ class _Search:
             depth=len(layers),
             outputs=outputs,
             outputs_std=float(heard.std.square().mean().sqrt()) if noisy else 0.0,
+            certain=torch.ones(layers[-1].outputs[0], dtype=torch.bool),
             deltas=heard.deltas.reshape(outputs.shape),
             guesses=tuple(f[index].double() for f in problem.features),
             nearest=images[index],
         )
         if noisy:
             return replace(search, outputs=outputs.clamp_min(0.0))
-        return replace(search, outputs=search._rectified(outputs, search.deltas, len(layers) - 1))
+        outputs, certain = search._rectified(outputs, search.deltas, len(layers) - 1)
+        return replace(search, outputs=outputs, certain=certain)
 
     def descend(self) -> _Search:
         """Solves layer after layer for its inputs, while they are determined."""
@@ -117,37 +131,74 @@ class _Search:
             delta = search.deltas * (search.outputs > 0)
             equations = search._equations(search.depth - 1, delta)
             guess = search.guesses[search.depth - 2]
-            solved = invert_layer(layer, equations, search.outputs, guess)
+            possible = search._possible(search.depth - 2, guess)
+            start = guess * possible
+            solved = invert_layer(layer, equations, search.outputs, start, free=possible)
+            if not solved.exact:
+                seen = search._seen()
+                free = possible & ~seen.same
+                usual = seen.inputs.double() * possible
+                solved = invert_layer(layer, equations, search.outputs, usual, free=free)
+                if not solved.exact:
+                    solved = invert_sparsely(layer, equations, search.outputs, usual, free)
             if not solved.exact:
                 return search
             below = layer.backward(delta)
-            inputs = search._rectified(solved.inputs, below, search.depth - 2)
+            inputs, certain = search._rectified(solved.inputs, below, search.depth - 2)
             guesses = list(search.guesses)
             guesses[search.depth - 2] = inputs
             search = replace(
                 search,
                 depth=search.depth - 1,
                 outputs=inputs,
+                certain=certain,
                 deltas=below,
                 guesses=tuple(guesses),
             )
         return search
 
-    def _rectified(self, values: Tensor, deltas: Tensor, level: int) -> Tensor:
-        """Activations (b, *outputs) of a layer, zero where inactive, from solved ones."""
-        active, received = values > ACTIVE * values.amax(), self.biases[level]
+    def _possible(self, level: int, like: Tensor) -> Tensor:
+        """Units (b, *outputs) of a layer that may be active: a dead channel's bias has none."""
+        received = self.biases[level]
+        if received is None:
+            return torch.ones_like(like, dtype=torch.bool)
+        return (received != 0)[None, :, None, None].expand(like.shape)
+
+    def _seen(self) -> SeenBefore:
+        """What the samples tell of the inputs of the layer whose outputs are known."""
+        problem, level = self.problem, self.depth - 1
+        images = problem.known if len(problem.known) else problem.average[None]
+        return seen_before(
+            problem.layers[level],
+            self.outputs,
+            problem.features[level - 1].double() if level else images.double(),
+            problem.features[level].double(),
+        )
+
+    def _rectified(self, values: Tensor, deltas: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Activations (b, *outputs) of a layer, zero where inactive, and the channels sure."""
+        # Inactive units are solved for as zero, so that negative values are errors; of each record.
+        error = -values.amin(dim=(1, 2, 3), keepdim=True)
+        scaled = values / error.clamp_min(ROUNDING * values.amax()).clamp_min(1e-300)
+        active, received = scaled > LEAST_ERRORS, self.biases[level]
+        certain = torch.ones(values.shape[1], dtype=torch.bool)
         if received is not None:
-            active = settle_active(values, deltas, received, active)
+            active, certain = settle_active(scaled, deltas, received, active, MOST_ERRORS)
         tiny = torch.finfo(values.dtype).tiny
-        return torch.where(active, values.clamp_min(tiny), 0.0)
+        return torch.where(active, values.clamp_min(tiny), 0.0), certain
 
     def run(self, iterations: int) -> tuple[Tensor, bool]:
         """Images (b, C, H, W) in [0, 1], and whether they explain all that is known."""
         problem, exact = self.problem, self.outputs_std == 0
         prior = SparsePrior.of(problem.known, problem.average, robust=exact)
         start = self.nearest if exact else problem.average.expand_as(self.nearest).clone()
-        search = SparseSearch(prior, start)
         settled = self.depth == 1 and exact
+        free = None
+        if settled:
+            seen_before = self._seen()
+            free = ~seen_before.same.expand_as(start)
+            start = torch.where(free, start, seen_before.inputs.to(start))
+        search = SparseSearch(prior, start, free)
         damping, best = FIRST_DAMPING, math.inf
         kept = problem.rounded(start) if exact else start
         for spent in range(0, iterations, ROUND):
@@ -167,12 +218,14 @@ class _Search:
             def done(images: Tensor, equations: PixelEquations = equations) -> bool:
                 return exact and self._explains(problem.rounded(images), equations)
 
+            found = None
             if search.run(equations, min(ROUND, iterations - spent), done):
-                return problem.rounded(search.images), True
-            if exact and problem.grey:
+                found = problem.rounded(search.images)
+            elif exact and problem.grey:
                 guess = settle_levels(search.images, equations, LEVELS)
-                if self._explains(guess, equations):
-                    return guess, True
+                found = guess if self._explains(guess, equations) else None
+            if found is not None:
+                return polish_levels(found, equations, LEVELS) if problem.grey else found, True
         images = search.images.clamp(0.0, 1.0)
         images = problem.rounded(images) if exact else images
         if not settled and self._linearise(images).unexplained > best:
@@ -193,6 +246,8 @@ class _Search:
     def _equations(self, level: int, delta: Tensor, extra_std: float = 0.0) -> GradientEquations:
         """Of one layer, from gradients at its outputs (b, *outputs)."""
         gradient, std = self._gradient(level, delta)
+        if level == self.depth - 1:
+            delta, gradient = delta[:, self.certain], gradient[self.certain]
         return GradientEquations.of(delta.flatten(2), gradient, max(std, extra_std))
 
     def _linearise(self, images: Tensor) -> _Linearised:
@@ -208,7 +263,8 @@ class _Search:
             below = layers[level + 1].backward(deltas[0])
             received, active = self.biases[level], before[level] > 0
             if exact and received is not None:
-                active = settle_active(before[level].double(), below, received, active)
+                z, near = before[level].double(), NEAR * float(activations[level].amax())
+                active, _ = settle_active(z, below, received, active, near)
             masks.insert(0, active.double())
             deltas.insert(0, below * active)
         left, shares = [], []

@@ -53,7 +53,7 @@ CHECK_EVERY = 10
 
 @dataclass(frozen=True, eq=False)
 class SparsePrior:
-    """Centres and weights of the four kinds of numbers, each (4, C, H, W), pixels in [0, 1].
+    """Centres and weights of the four kinds of numbers, each (4, 1, C, H, W), pixels in [0, 1].
 
     Attributes:
         centre: where each number usually is.
@@ -64,6 +64,8 @@ class SparsePrior:
     centre: Tensor
     weight: Tensor
     unit: float
+    highest = 1.0
+    smallest = SMALLEST_SCALE
 
     @classmethod
     def of(cls, frames: Tensor, average: Tensor, *, robust: bool) -> SparsePrior:
@@ -73,14 +75,56 @@ class SparsePrior:
         answer where nothing is known.
         """
         if not len(frames):
-            centre = differences(average[None])[:, 0]
+            centre = differences(average[None])
             return cls(centre, torch.ones_like(centre), 1 / BLIND_SCALE)
         chosen = frames[torch.linspace(0, len(frames) - 1, min(len(frames), MOST_SAMPLES)).long()]
         seen = differences(chosen)
-        centre = seen.median(dim=1).values if robust else seen.mean(dim=1)
-        scale = (seen - centre[:, None]).abs().mean(dim=1) + SMALLEST_SCALE
+        centre = (seen.median(dim=1).values if robust else seen.mean(dim=1))[:, None]
+        scale = (seen - centre).abs().mean(dim=1, keepdim=True) + SMALLEST_SCALE
         unit = float((1 / scale).median())
         return cls(centre, 1 / (scale * unit), unit)
+
+    @staticmethod
+    def numbers(x: Tensor) -> Tensor:
+        """The four kinds of numbers (4, b, C, H, W) of images."""
+        return differences(x)
+
+    @staticmethod
+    def gathered(u: Tensor) -> Tensor:
+        """The adjoint of ``numbers``."""
+        return gathered(u)
+
+
+class Numbers(Protocol):
+    """Linear functions of images of which few differ from their centres."""
+
+    @property
+    def centre(self) -> Tensor:
+        """Of each number (k, b or 1, C, H, W)."""
+        ...
+
+    @property
+    def weight(self) -> Tensor:
+        """Price of a deviation from it."""
+        ...
+
+    @property
+    def highest(self) -> float:
+        """Pixels are from 0 to this."""
+        ...
+
+    @property
+    def smallest(self) -> float:
+        """Deviations below this are priced alike when they are reweighted."""
+        ...
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """The numbers (k, b, C, H, W) of images (b, C, H, W)."""
+        ...
+
+    def gathered(self, u: Tensor) -> Tensor:
+        """The adjoint of ``numbers``."""
+        ...
 
 
 class Equations(Protocol):
@@ -120,15 +164,20 @@ def gathered(u: Tensor) -> Tensor:
 
 
 class SparseSearch:
-    """Images in [0, 1] with the fewest deviations that fit the equations; ``run`` continues."""
+    """Images with the fewest deviations that fit the equations; ``run`` continues."""
 
-    def __init__(self, prior: SparsePrior, start: Tensor) -> None:
-        """``start`` (b, C, H, W) also says the type of all numbers."""
+    def __init__(self, prior: Numbers, start: Tensor, free: Tensor | None = None) -> None:
+        """``start`` (b, C, H, W) also says the type of all numbers.
+
+        Where ``free`` (b, C, H, W) is given and false, images stay as they start.
+        """
         self.images = start
-        self._centre = prior.centre.to(start)[:, None]
-        self._first = prior.weight.to(start)[:, None].clamp(0.3, 3.0)
-        self._weight = prior.weight.to(start)[:, None]
-        self._sparse_dual = torch.zeros_like(differences(start))
+        self._prior = prior
+        self._free = torch.ones_like(start) if free is None else free.to(start)
+        self._centre = prior.centre.to(start)
+        self._first = prior.weight.to(start).clamp(0.3, 3.0)
+        self._weight = prior.weight.to(start)
+        self._sparse_dual = torch.zeros_like(prior.numbers(start))
         self._range_dual = torch.zeros_like(start)
         self._duals: list[Tensor] | None = None
         self._penalty = FIRST_PENALTY
@@ -142,13 +191,17 @@ class SparseSearch:
         self, equations: Equations, iterations: int, done: Callable[[Tensor], bool] | None = None
     ) -> bool:
         """Iterates; whether ``done`` said so, asked every ten iterations."""
-        x, sparse = self.images, differences(self.images)
+        prior, free = self._prior, self._free
+        x, sparse = self.images, prior.numbers(self.images)
         blocks = equations.apply(x)
         duals = self._duals or [torch.zeros_like(b) for b in blocks]
 
         def normal(p: Tensor) -> Tensor:
-            return gathered(differences(p)) + EQUATIONS * equations.adjoint(equations.apply(p)) + p
+            known = equations.adjoint(equations.apply(p))
+            return free * (prior.gathered(prior.numbers(p)) + EQUATIONS * known + p)
 
+        held = x * (1 - free)
+        settled = normal(held)
         for _ in range(iterations):
             self._steps += 1
             moved = sparse + self._sparse_dual - self._centre
@@ -158,16 +211,18 @@ class SparseSearch:
             fitted = equations.nearest(summed, EQUATIONS * self._penalty)
             duals = [s - f for s, f in zip(summed, fitted, strict=True)]
             wide = x + self._range_dual
-            inside = wide.clamp(0.0, 1.0)
+            inside = wide.clamp(0.0, prior.highest)
             self._range_dual = wide - inside
             pulls = [f - d for f, d in zip(fitted, duals, strict=True)]
-            right = gathered(self._centre + shrunk - self._sparse_dual)
+            right = prior.gathered(self._centre + shrunk - self._sparse_dual)
             right = right + EQUATIONS * equations.adjoint(pulls) + inside - self._range_dual
-            x = conjugate_gradients(normal, right, x, iterations=INNER, tolerance=1e-9)
-            sparse, blocks = differences(x), equations.apply(x)
+            right, near = free * right - settled, free * x
+            near = conjugate_gradients(normal, right, near, iterations=INNER, tolerance=1e-9)
+            x = held + near
+            sparse, blocks = prior.numbers(x), equations.apply(x)
             if self._steps % REWEIGHT_EVERY == 0:
                 distance = (sparse - self._centre).abs()
-                self._weight = self._first * SMALLEST_SCALE / (distance + SMALLEST_SCALE)
+                self._weight = self._first * prior.smallest / (distance + prior.smallest)
                 grown = min(GROWTH * self._penalty, LAST_PENALTY)
                 shrink, self._penalty = self._penalty / grown, grown
                 self._sparse_dual *= shrink

@@ -99,6 +99,7 @@ class Server:
                     self._slices, agent.learning_rates(), strict=True
                 )
             ],
+            eps=agent.adam_epsilon,
             fused=True,
         )
 

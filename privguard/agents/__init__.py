@@ -68,6 +68,11 @@ class Agent(Protocol):
         """(start, stop, learning rate) of each network's slice of ``weights``."""
         ...
 
+    @property
+    def adam_epsilon(self) -> float:
+        """Of the server's optimizer."""
+        ...
+
     def local_learning_rates(self) -> dict[str, float]:
         """Step size of a client's local steps, by name of the shared parameters."""
         ...

@@ -99,6 +99,11 @@ class DoubleDQN:
         """(start, stop, learning rate) of the Q-network's part of ``weights``: all of it."""
         return [(0, len(self.weights), self.settings.learning_rate)]
 
+    @property
+    def adam_epsilon(self) -> float:
+        """Of the server's optimizer."""
+        return self.settings.adam_epsilon
+
     def local_learning_rates(self) -> dict[str, float]:
         """The one local step size, by name of the shared parameters."""
         rate = self.settings.local_learning_rate

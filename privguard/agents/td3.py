@@ -125,6 +125,11 @@ class TD3:
             (critic, len(self.weights), self.settings.actor_learning_rate),
         ]
 
+    @property
+    def adam_epsilon(self) -> float:
+        """Of the server's optimizer: Adam's own."""
+        return 1e-8
+
     def local_learning_rates(self) -> dict[str, float]:
         """The critics' and the actor's local step size, by name of the shared parameters."""
         rates = {

@@ -75,6 +75,27 @@ def test_single_frames_are_exact_to_the_grey_level(pong: Screen) -> None:
         assert int(answer.transitions.action[0]) == int(pong.z.action[row])
 
 
+def test_a_network_that_training_left_few_channels_is_inverted_too() -> None:
+    """Dead channels, and channels that the background activates barely, as after training."""
+    screen = Screen("pong")
+    first = screen.agent.shared["q"][1]
+    places = first(screen.z.state[80:81].float() / 255)[0].detach()
+    with torch.no_grad():
+        first.bias[:10] -= places[:10].amax(dim=(1, 2)) + 1
+        background = places.flatten(1).median(dim=1).values
+        first.bias[10:14] += 1e-6 * places.max() - background[10:14]
+    answer = get_attack("layerwise").reconstruct(screen.observe([80]), prior=screen.prior, seed=0)
+    assert torch.equal(answer.transitions.state[0].round(), screen.z.state[80].float())
+
+
+def test_batches_are_exact_where_the_prior_has_seen_the_background(pong: Screen) -> None:
+    rows = [70, 84, 98, 112]
+    answer = get_attack("layerwise").reconstruct(pong.observe(rows), prior=pong.prior, seed=0)
+    truth = pong.z.state[torch.tensor(rows)].float().flatten(1)
+    found = answer.transitions.state.round().flatten(1)
+    assert torch.equal(found[torch.cdist(truth, found).argmin(dim=1)], truth)
+
+
 def test_clipping_hides_no_pixel(pong: Screen) -> None:
     observation = pong.observe([90])
     norm = torch.stack([g.norm() for g in observation.gradient.values()]).norm()
