@@ -43,6 +43,8 @@ class MAP(Attack):
         rounds: of draws around the best point, each followed by a few steps; as many again after
             the first random walk.
         draws: in each round.
+        crowd: records of a release beyond which its search is a few plain steps: their cost grows
+            with the square of the records, and in what was measured more of them found no more.
         chains, steps, heat: of the random walks, steps for each coordinate of a record; the first
             cools from ``heat``, the second gives the mean.
         widths: of the smoothed networks, in the unit of the pre-activations, where the noise is not
@@ -54,6 +56,7 @@ class MAP(Attack):
     iterations: int = 10
     rounds: int = 4
     draws: int = 64
+    crowd: int = 8
     chains: int = 8
     steps: int = 20
     heat: float = 30.0
@@ -84,7 +87,7 @@ class MAP(Attack):
         problem = Problem.of(observations, layers, prior)
         generator = torch.Generator().manual_seed(seed)
         starts = problem.starts(self.starts, self.candidates, generator)
-        if problem.size > 1 and problem.received.gaussian:
+        if 1 < problem.size <= self.crowd and problem.received.gaussian:
             return problem.answers(self._descended_robustly(starts, problem, generator))
         trail = descend(starts, problem.posterior, self.iterations // 2)
         if problem.size > 1:
