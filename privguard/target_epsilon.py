@@ -78,10 +78,11 @@ def _level(name: str, level: str, options: str, plan: Plan) -> str:
         raise DefenseError(
             f"{name}={level}: the wanted epsilon must be a finite number above 0, e.g. eps:8"
         ) from None
-    if getattr(accountant(1.0), "per", None) == "trajectory":
+    example = accountant(1.0)
+    if isinstance(example, Accountant) and example.per == "trajectory":
         raise DefenseError(
             f"{name}={level}{options}: how many trajectories there will be depends on the policy; "
             f"give its {info.level}, or leave the unit at transition"
         )
-    delta = accountant(1.0).delta(plan.records)
+    delta = example.delta(plan.records)
     return f"{noise_multiplier_for(epsilon, delta, plan.rates, accountant):g}"
