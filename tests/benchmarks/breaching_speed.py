@@ -16,14 +16,13 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
 import venv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from attacks import Observation, Prior, Transitions
 from attacks.attack import Attack
 from attacks.rgia import RGIA
+from privguard.agents.networks import TwinCritic
 from privguard.agents.td3 import TD3
 from privguard.budgets import budget
 from privguard.environments import environment_spec
@@ -50,7 +50,7 @@ WORKER = Path(__file__).with_name("breaching_worker.py")
 class Problem:
     """The networks, the records whose gradients are attacked, and what the attacker knows."""
 
-    networks: dict[str, object]
+    networks: dict[str, Any]
     model: TDError
     truth: Transitions
     prior: Prior
@@ -117,7 +117,7 @@ def make_problem(
     z = replay.rows(order)
     z = z[(z.terminated == 0).nonzero().flatten()]
     template = z.template(action_low=-1.0, action_high=1.0)
-    networks = {
+    networks: dict[str, Any] = {
         "state": template.state_size,
         "action": template.action_size,
         "hidden": list(hidden),
@@ -125,7 +125,10 @@ def make_problem(
         "discount": agent.discount,
     }
     model = TDError(**networks)
-    sources = (agent.shared["critic"].q1, agent.target["critic"].q1, agent.target["actor"])
+    critic, frozen = agent.shared["critic"], agent.target["critic"]
+    assert isinstance(critic, TwinCritic)
+    assert isinstance(frozen, TwinCritic)
+    sources = (critic.q1, frozen.q1, agent.target["actor"])
     for network, source in zip((model.critic, *model.targets), sources, strict=True):
         weights = source.state_dict()
         network.load_state_dict(
@@ -145,8 +148,8 @@ def framework_python(folder: Path) -> Path | str:
     )
     Path(theirs, "shared.pth").write_text(f"{ours}\n")
     # With this torch seen and asked for, pip neither fetches another nor a torchvision for another.
-    install = [python, "-m", "pip", "install", "--quiet", f"torch=={torch.__version__}", PACKAGE]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    install = ["-m", "pip", "install", "--quiet", f"torch=={torch.__version__}", PACKAGE]
+    done = subprocess.run([python, *install], capture_output=True, text=True, check=False)
     return python if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
 
@@ -281,4 +284,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)

@@ -149,12 +149,12 @@ def main(
             training = trained(env, rounds, seed, template, level)
             training.run()
             audit = Audit.prepare(training.cell, training.captures, Knowledge())
-            found = audit.run_attack(get_attack("map"), "map", "probe").targets
+            found = audit.run_attack(get_attack("map"), "map", "probe").record.targets
             leaked = float(np.mean([leakage(target) or 0.0 for target in found]))
             ceilings = [
-                leakage_of(t.scores["limit_ra"], t.scores["ra_prior"] or 0.0)
+                leakage_of(limit, t.scores["ra_prior"] or 0.0)
                 for t in found
-                if t.scores.get("limit_ra") is not None
+                if (limit := t.scores.get("limit_ra")) is not None
             ]
             name = template if level is None else template.format(level=f"{level:g}")
             line(name, training, leaked, float(np.mean(ceilings)) if level is not None else None)

@@ -38,7 +38,7 @@ STDS = (1e-3, 1e-2, 1e-1, 1.0)
 LARGEST_RATIO, WORTH_ASKING = 1.3, 0.5
 
 
-def audit(env: str, rounds: int, targets: int, critic: dict[str, object]) -> Audit:
+def audit(env: str, rounds: int, targets: int, critic: dict[str, object] | None = None) -> Audit:
     """An undefended federation with ``targets`` probes or more at its first and at its last round.
 
     ``critic`` changes the environment's own settings.
@@ -52,7 +52,7 @@ def audit(env: str, rounds: int, targets: int, critic: dict[str, object]) -> Aud
             "probe_draws": -(-targets // 4),
         }
     )
-    agent = agent_settings(environment_spec(env), None).model_copy(update=critic)
+    agent = agent_settings(environment_spec(env), None).model_copy(update=critic or {})
     cell = CellSpec(env=env, budget=smoke, agent=agent)
     training = CellTraining(cell)
     training.run()

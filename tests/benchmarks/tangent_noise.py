@@ -58,7 +58,7 @@ def released(network: Network, x: Tensor, std: float, generator: torch.Generator
     """The gradient delta dQ(x) plus noise J (xi, xi_delta), in units of the record's deviation."""
     noise = std * torch.randn(INPUTS + 1, generator=generator, dtype=torch.float64)
     delta = 5 * torch.randn((), generator=generator, dtype=torch.float64)
-    value, change = jvp(network.gradient, (x,), (noise[:-1],))
+    value, change = jvp(network.gradient, (x,), (noise[:-1],))[:2]
     return (delta + noise[-1]) * value + delta * change
 
 
