@@ -10,7 +10,7 @@ from typing import Any, Literal
 Unit = Literal["transition", "trajectory"]
 """What may be added to or removed from one client's data."""
 
-_GRID = math.log(1.01)
+RATE_GRID = math.log(1.01)
 """Sampling rates and falling noise multipliers are kept on a geometric grid of 1%."""
 
 
@@ -73,6 +73,10 @@ class Accountant:
         """Rounds so far."""
         return sum(self._counts.values())
 
+    def accounted_by(self, delta: float) -> str:
+        """The analysis behind the epsilon at ``delta``."""
+        return "RDP (Opacus)"
+
     def step(self, sample_rate: float) -> None:
         """Adds one round in which each unit took part with probability ``sample_rate``.
 
@@ -133,8 +137,8 @@ class Accountant:
         if self.factor == 1 or self.noise_multiplier == 0:
             return self.noise_multiplier
         falls = self.steps // self.every
-        steps = math.ceil(-falls * math.log(self.factor) / _GRID)
-        return self.noise_multiplier * math.exp(-steps * _GRID)
+        steps = math.ceil(-falls * math.log(self.factor) / RATE_GRID)
+        return self.noise_multiplier * math.exp(-steps * RATE_GRID)
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
@@ -193,7 +197,7 @@ def _rdp_of_one_round(noise_multiplier: float, rate: float, order: float) -> flo
 
 def round_up(rate: float) -> float:
     """The smallest rate >= ``rate`` in (0, 1] on the 1% geometric grid that ends at 1."""
-    index = math.floor(math.log(rate) / _GRID)
-    while math.exp(index * _GRID) < rate:
+    index = math.floor(math.log(rate) / RATE_GRID)
+    while math.exp(index * RATE_GRID) < rate:
         index += 1
-    return min(1.0, math.exp(index * _GRID))
+    return min(1.0, math.exp(index * RATE_GRID))

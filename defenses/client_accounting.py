@@ -40,6 +40,10 @@ class ClientAccountant:
         self.steps = 0
         """Rounds so far."""
 
+    def accounted_by(self, delta: float) -> str:
+        """The analysis behind the epsilon at ``delta``."""
+        return "RDP (Opacus)"
+
     def step(self, sample_rate: float) -> None:
         """Adds one round; how the client samples its own records makes no difference to it."""
         self.steps += 1

@@ -12,8 +12,11 @@ from torch import nn
 from defenses.accounting import Accountant, Unit
 from defenses.ghost_clipping import GhostClipping
 from defenses.layout import Layout
+from defenses.prv_accounting import PRVAccountant
 from defenses.registry import DefenseError, register_defense
 from defenses.stages import Sampling
+
+_ACCOUNTANTS = {"rdp": Accountant, "prv": PRVAccountant}
 
 
 @register_defense(
@@ -45,13 +48,16 @@ class DPSGD:
     noise; a sample with a non-finite loss or gradient counts as a zero gradient and is tallied.
 
     Raises:
-        DefenseError: ``clip`` is not a finite number above 0, or ``unit`` is unknown.
+        DefenseError: ``clip`` is not a finite number above 0, or ``unit`` or ``accounting`` is
+            unknown.
     """
 
     noise_multiplier: float
     clip: float = 1.0
     unit: str = "transition"
     """What epsilon protects: "transition" or "trajectory"."""
+    accounting: str = "rdp"
+    """The analysis: "rdp", or "prv", which gives a smaller epsilon where it can be afforded."""
 
     @property
     def sampling(self) -> Sampling:
@@ -62,6 +68,11 @@ class DPSGD:
         if self.unit not in get_args(Unit):
             allowed = " or ".join(get_args(Unit))
             raise DefenseError(f"dp-sgd@unit={self.unit}: the unit must be {allowed}")
+        if self.accounting not in _ACCOUNTANTS:
+            allowed = " or ".join(_ACCOUNTANTS)
+            raise DefenseError(
+                f"dp-sgd@accounting={self.accounting}: the analysis must be {allowed}"
+            )
         if not (math.isfinite(self.clip) and self.clip > 0):
             raise DefenseError(
                 f"dp-sgd@clip={self.clip}: the clipping norm must be above 0, e.g. 1.0"
@@ -82,14 +93,14 @@ class DPSGD:
             f"norm of {self.clip:g}, plus Gaussian noise, divided by {batch_size}",
             "sensitivity": f"{self.clip / batch_size:g} (L2) of a client's release",
             "unit": f"{self.unit} (add/remove), one client",
-            "guarantee": "(epsilon, delta)-DP by RDP accounting (Opacus)"
+            "guarantee": f"(epsilon, delta)-DP by {self.accounting.upper()} accounting (Opacus)"
             if self.noise_multiplier > 0
             else "none without noise: epsilon is infinite",
         }
 
     def accountant(self) -> Accountant:
         """A fresh accountant of one client."""
-        return Accountant(self.noise_multiplier, per=cast(Unit, self.unit))
+        return _ACCOUNTANTS[self.accounting](self.noise_multiplier, per=cast(Unit, self.unit))
 
     def bind(
         self, module: nn.Module, layout: Layout, clients: int, generator: torch.Generator

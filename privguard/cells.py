@@ -206,7 +206,7 @@ def _privacy(training: CellTraining) -> PrivacyStatement:
         epsilon=epsilon if math.isfinite(epsilon) else None,
         delta=delta,
         unit=accountants[0].unit,
-        accountant="RDP (Opacus)",
+        accountant=accountants[0].accounted_by(delta),
         noise_multiplier=described["noise_multiplier"],
         clip_norm=described.get("clip_norm"),
         compositions=training.round,

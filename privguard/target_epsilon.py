@@ -9,6 +9,7 @@ import defenses
 from defenses.accounting import Accountant
 from defenses.calibration import noise_multiplier_for
 from defenses.client_accounting import ClientAccountant
+from defenses.prv_accounting import PRVAccountant
 from defenses.registry import DefenseError, get_defense_info
 
 _PREFIX = "eps:"
@@ -68,6 +69,9 @@ def _level(name: str, level: str, options: str, plan: Plan) -> str:
             raise DefenseError(
                 f"{name}={level}: {name} accounts for no epsilon; give its {info.level}"
             )
+        if isinstance(found, PRVAccountant):
+            # A search asks for epsilon many times; PRV's comes out below the wanted one.
+            return Accountant(found.noise_multiplier, per=found.per)
         return found
 
     if info.level is None:
