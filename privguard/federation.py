@@ -112,7 +112,11 @@ class Server:
             gradient: (P,) mean of what the clients sent.
             progress: Share of the training that is over; late steps are smaller.
         """
-        decay_from = self.agent.settings.decay_from
+        settings = self.agent.settings
+        if settings.max_gradient_norm is not None:
+            norm = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+            gradient = gradient * (settings.max_gradient_norm / norm).clamp_max(1.0)
+        decay_from = settings.decay_from
         pace = min(1.0, (1 - progress) / (1 - decay_from))
         for parameter, group, (start, stop, rate) in zip(
             self._slices, self.optimizer.param_groups, self.agent.learning_rates(), strict=True

@@ -352,3 +352,18 @@ def test_the_undefended_agent_learns_frozen_lake(local_steps: int, rounds: int) 
     )
     training = finished(cell.model_copy(update={"agent": settings}))
     assert training.evaluations[-1].returns == [1.0]
+
+
+def test_the_server_steps_along_the_gradient_scaled_down_to_its_norm() -> None:
+    limited, free = (CellTraining(tiny_cell("hopper")) for _ in range(2))
+    settings = limited.agent.settings
+    limited.agent.settings = settings.model_copy(update={"max_gradient_norm": 2.0})
+    generator = torch.Generator().manual_seed(0)
+    for norm in (50.0, 0.5, 3.0):
+        gradient = torch.randn(len(free.agent.weights), generator=generator)
+        gradient *= norm / gradient.norm()
+        limited.federation.server.step(gradient, progress=0.0)
+        free.federation.server.step(gradient * min(1.0, 2.0 / norm), progress=0.0)
+    torch.testing.assert_close(limited.agent.weights, free.agent.weights)
+    for cell in (limited, free):
+        cell.close()
