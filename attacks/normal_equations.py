@@ -8,31 +8,33 @@ small vectors:
                  + (d_i . d'_jl)(x'_ik . x_j) + (d_i . d_j)(x'_ik . x'_jl).
 
 x and d of all layers, and their derivatives along all coordinates, come from one forward-mode pass
-over a backward pass in which every record stands once for each of its coordinates. ``misfits``
-compares them with what was received.
+over a backward pass. ``misfits`` compares them with what was received.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-import torch.autograd.forward_ad as forward_mode
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import grad, jvp, vmap
+from torch.utils.hooks import RemovableHandle
 
-from attacks.gradients import LinearCalls, LinearLayer
+from attacks.gradients import LinearLayer
 from attacks.layer_derivatives import LayerDerivatives, clipped
 from attacks.misfits import Misfit, Received, misfit_to
 from attacks.observation import Observation
 from attacks.transitions import Transitions
 
+_Sides: TypeAlias = tuple[list[Tensor], ...]
+"""Deltas and inputs of all layers, (G b, .) each."""
+
 Decode: TypeAlias = Callable[[Tensor, Tensor], Transitions]
 """(coordinates (n, K), record (n,)) to n transitions, differentiable, each row by itself.
 
-``record`` numbers the records of all groups, 0 .. G b - 1: rows of one record differ in their
-coordinates only.
+``record`` numbers the records of all groups, 0 .. G b - 1.
 """
 
 
@@ -87,37 +89,65 @@ class NormalEquations:
 
     def _run(self, points: Tensor, *, derivatives: bool) -> list[LayerDerivatives]:
         groups, size, width = points.shape
-        copies = width if derivatives else 1
-        rows = points.reshape(groups * size, width).repeat_interleave(copies, dim=0)
-        record = torch.arange(groups * size, device=rows.device).repeat_interleave(copies)
-        with forward_mode.dual_level():
-            if derivatives:
-                directions = torch.eye(width, dtype=rows.dtype, device=rows.device)
-                rows = forward_mode.make_dual(rows, directions.repeat(groups * size, 1))
-            with LinearCalls([layer.module for layer in self._layers]) as hooks:
-                loss = self._observation.loss(self._observation.model, self._decode(rows, record))
-            seen = {module: (x, out) for module, x, out in hooks.calls}
-            outputs = [seen[layer.module][1] for layer in self._layers]
-            # The loss is a mean over all rows; a group's gradient is a mean over its b records.
-            deltas = torch.autograd.grad(loss * (len(rows) / size), outputs)
-            layers = [
-                LayerDerivatives(
-                    layer,
-                    *_unpack(seen[layer.module][0], groups, size, copies, derivatives),
-                    *_unpack(delta, groups, size, copies, derivatives),
-                )
-                for layer, delta in zip(self._layers, deltas, strict=True)
-            ]
+        rows = points.reshape(groups * size, width)
+
+        sides = self._sides(rows)
+        changes: _Sides = tuple([x.new_zeros(0, *x.shape) for x in side] for side in sides)
+        if derivatives:
+
+            def along(direction: Tensor) -> _Sides:
+                return jvp(self._sides, (rows,), (direction.expand_as(rows),))[1]
+
+            # Only the changes differ from one coordinate to the next; values are computed once.
+            directions = torch.eye(width, dtype=rows.dtype, device=rows.device)
+            changes = vmap(along, randomness="same")(directions)
+        deltas, inputs = ([x.detach().unflatten(0, (groups, size)) for x in s] for s in sides)
+        dd, dx = (
+            [x.detach().unflatten(1, (groups, size)).movedim(0, 2) for x in side]
+            for side in changes
+        )
+        layers = [
+            LayerDerivatives(*parts)
+            for parts in zip(self._layers, inputs, dx, deltas, dd, strict=True)
+        ]
         return clipped(layers, self._clips, size)
 
+    def _sides(self, rows: Tensor) -> _Sides:
+        """Each layer's deltas and inputs, (G b, .), at coordinates (G b, K)."""
+        modules = [layer.module for layer in self._layers]
+        record = torch.arange(len(rows), device=rows.device)
 
-def _unpack(
-    dual: Tensor, groups: int, size: int, copies: int, derivatives: bool
-) -> tuple[Tensor, Tensor]:
-    """Rows (G b copies, n) to values (G, b, n) and derivatives (G, b, copies or 0, n)."""
-    value, tangent = forward_mode.unpack_dual(dual)
-    value = value.detach().reshape(groups, size, copies, -1)
-    if not derivatives:
-        return value[:, :, 0], value[:, :, :0]
-    tangent = torch.zeros_like(value) if tangent is None else tangent.detach()
-    return value[:, :, 0], tangent.reshape(groups, size, copies, -1)
+        def total(offsets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            with _Offsets(dict(zip(modules, offsets, strict=True))) as seen:
+                loss = self._observation.loss(self._observation.model, self._decode(rows, record))
+            # The loss is a mean over all rows; a group's gradient is a mean over its b records.
+            return loss * (len(rows) / self._size), [seen.inputs[module] for module in modules]
+
+        offsets = [rows.new_zeros(len(rows), module.out_features) for module in modules]
+        return grad(total, has_aux=True)(offsets)
+
+
+class _Offsets:
+    """Context manager that adds to layers' outputs, whose gradients are the deltas then.
+
+    Calls without gradient are left alone: there the layer computes a constant, such as a target.
+    """
+
+    def __init__(self, offsets: Mapping[nn.Module, Tensor]) -> None:
+        self._offsets = offsets
+        self._handles: list[RemovableHandle] = []
+        self.inputs: dict[nn.Module, Tensor] = {}
+
+    def __enter__(self) -> _Offsets:
+        self._handles = [module.register_forward_hook(self._moved) for module in self._offsets]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _moved(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        self.inputs[module] = inputs[0]
+        return output + self._offsets[module]

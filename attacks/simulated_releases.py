@@ -19,7 +19,7 @@ from attacks.posterior import Coordinates
 from attacks.prior import Prior
 from attacks.transitions import Transitions, flatten_state_action, unflatten_state_action
 
-CHUNK = 64
+CHUNK = 128
 """Releases that are in memory at once."""
 
 
