@@ -25,16 +25,14 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from attacks.gradients import LinearLayer, dense_layers
+from attacks.linear_layers import LinearLayer, dense_layers
 from attacks.misfits import Received
 from attacks.normal_equations import Decode, NormalEquations
 from attacks.observation import Observation
 from attacks.posterior import Coordinates, received_by
 from attacks.prior import Prior
+from attacks.reference import SIGMA_FLOOR
 from attacks.transitions import Transitions, flatten_state_action, unflatten_state_action
-
-SIGMA_FLOOR = 1e-6
-"""Coordinates that vary less are left out, as in the scores."""
 
 
 @dataclass(frozen=True, eq=False)

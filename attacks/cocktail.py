@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.gradients import LinearLayer
+from attacks.linear_layers import LinearLayer
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import register_attack

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attacks.gradients import LinearLayer, linear_layers, probe_transitions
+from attacks.linear_layers import LinearLayer, linear_layers, probe_transitions
 from attacks.observation import Observation
 from attacks.transitions import Transitions
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
-from attacks.gradients import LinearCalls, probe_transitions
+from attacks.linear_layers import LinearCalls, probe_transitions
 from attacks.observation import Observation
 from attacks.transitions import Transitions
 

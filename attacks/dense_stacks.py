@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
 from attacks.first_layers import first_layers
-from attacks.gradients import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.linear_layers import LinearCalls, LinearLayer, linear_layers, probe_transitions
 from attacks.observation import Observation
 from attacks.transitions import Template, Transitions
 

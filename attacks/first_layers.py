@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.gradients import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.linear_layers import LinearCalls, LinearLayer, linear_layers, probe_transitions
 from attacks.observation import Observation
 from attacks.transitions import flatten_state_action
 

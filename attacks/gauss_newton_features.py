@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attacks.channel_simulation import clipped_as
-from attacks.gradients import LinearLayer
+from attacks.linear_layers import LinearLayer
 from attacks.misfits import Received
 from attacks.normal_equations import NormalEquations
 from attacks.observation import Observation

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from attacks.conv_gradients import ConvGradients, convolutional_layers
-from attacks.gradients import DenseGradients, LoopGradients, dense_layers
+from attacks.gradients import DenseGradients, LoopGradients
+from attacks.linear_layers import dense_layers
 from attacks.observation import Observation
 from attacks.unrolled_gradients import UnrolledGradients
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.channel import Clipping
-from attacks.gradients import LinearLayer
+from attacks.linear_layers import LinearLayer
 
 
 @dataclass(frozen=True, eq=False)

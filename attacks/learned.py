@@ -25,7 +25,7 @@ from attacks.attack import Attack, Reconstruction
 from attacks.channel_simulation import not_simulated
 from attacks.first_layers import first_layers
 from attacks.gauss_newton_features import GaussNewtonFeatures
-from attacks.gradients import dense_layers
+from attacks.linear_layers import dense_layers
 from attacks.observation import Observation, gradient_matching_error
 from attacks.posterior import Coordinates
 from attacks.prior import Prior

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.gradients import dense_layers
+from attacks.linear_layers import dense_layers
 from attacks.observation import Observation
 from attacks.posterior_problem import Problem
 from attacks.posterior_search import MakePosterior, Trail, anneal, descend, scatter

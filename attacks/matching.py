@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Reconstruction
+from attacks.fake_tuples import FakeTuples
 from attacks.gradient_choice import GroupGradients, choose_gradients
 from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import MODEL_LIMIT, Prior
 from attacks.replay import record
-from attacks.transitions import Template, Transitions
+from attacks.transitions import Transitions
 
 Distance: TypeAlias = Literal["l2", "cosine"]
 Penalty: TypeAlias = Callable[[Transitions], Tensor]
@@ -81,7 +82,7 @@ def match(
     if large:
         iterations, restarts = min(iterations, LARGE_ITERATIONS), 1
     like = next(iter(first.parameters.values()))
-    codec = _Codec(first.template, scale, like)
+    codec = FakeTuples(first.template, scale, like)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(restarts * size, codec.width, generator=generator, dtype=like.dtype)
     if large and scale is not None:
@@ -119,7 +120,7 @@ class _Objective:
     """Values (G,) of all groups at optimised rows (G b, width), and the slope of their sum."""
 
     gradients: GroupGradients
-    codec: _Codec
+    codec: FakeTuples
     distance: Distance
     penalty: Penalty | None
     batch_size: int
@@ -232,7 +233,7 @@ def _distance(kind: Distance, dot: Tensor, square: Tensor, target_square: Tensor
 
 
 def _reconstruction(
-    observation: Observation, codec: _Codec, answers: Tensor, values: Tensor
+    observation: Observation, codec: FakeTuples, answers: Tensor, values: Tensor
 ) -> Reconstruction:
     """Chooses among one target's restarts: answers (R, b, width), values (R,)."""
     restarts = [codec.finish(a) for a in answers]
@@ -262,46 +263,3 @@ def _non_terminal(z: Transitions) -> Transitions:
 
 def _with_terminated(z: Transitions, terminated: Tensor) -> Transitions:
     return Transitions(z.state, z.action, z.reward, z.next_state, terminated)
-
-
-class _Codec:
-    """Rows of optimised numbers [state, action or logits, reward, next state] <-> transitions."""
-
-    def __init__(self, template: Template, scale: Prior | None, like: Tensor) -> None:
-        self._template = template
-        self._sizes = [template.state_size, template.action_size, 1, template.state_size]
-        self.width = sum(self._sizes)
-        center, unit = torch.zeros(self.width), torch.ones(self.width)
-        unit[: template.state_size] = unit[-template.state_size :] = template.state_unit
-        if scale is not None:
-            center = torch.cat([scale.joint_mean, center[:1], scale.next_state_mean])
-            unit = torch.cat([scale.joint_std, unit[:1], scale.state_std])
-            at = template.state_size + template.action_size
-            center[at], unit[at] = scale.reward_mean, max(scale.reward_std, 1e-3)
-            if template.discrete:  # logits have no scale of their own
-                center[template.state_size : at], unit[template.state_size : at] = 0.0, 1.0
-        self._center, self._unit = center.to(like), unit.to(like)
-
-    def decode(self, rows: Tensor) -> Transitions:
-        """Differentiable fakes; discrete actions as softmax weights (see ``observation``)."""
-        shape = self._template.state_shape
-        rows = self._center + self._unit * rows
-        state, action, reward, next_state = rows.split(self._sizes, dim=-1)
-        if self._template.discrete:
-            action = action.softmax(dim=-1)
-        else:
-            action = action.reshape(-1, *self._template.action_shape)
-        return Transitions(
-            state=state.reshape(-1, *shape),
-            action=action,
-            reward=reward.squeeze(-1),
-            next_state=next_state.reshape(-1, *shape),
-            terminated=torch.zeros_like(reward.squeeze(-1)),
-        )
-
-    def finish(self, rows: Tensor) -> Transitions:
-        """Final answers: discrete actions int64, everything inside its known range."""
-        z = self.decode(rows)
-        if self._template.discrete:
-            z = Transitions(z.state, z.action.argmax(dim=-1), z.reward, z.next_state, z.terminated)
-        return self._template.clamp(z)

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 from torch.utils.hooks import RemovableHandle
 
-from attacks.gradients import LinearLayer
 from attacks.layer_derivatives import LayerDerivatives, clipped
-from attacks.misfits import Misfit, Received, misfit_to
+from attacks.linear_layers import LinearLayer
+from attacks.misfit_choice import misfit_to
+from attacks.misfits import Misfit, Received
 from attacks.observation import Observation
 from attacks.transitions import Transitions
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from attacks.channel import Channel
-from attacks.gradients import LinearCalls, LinearLayer
-from attacks.misfits import Misfit, Received, misfit_to
+from attacks.linear_layers import LinearCalls, LinearLayer
+from attacks.misfit_choice import misfit_to
+from attacks.misfits import Misfit, Received
 from attacks.normal_equations import NormalEquations
 from attacks.observation import Observation
 from attacks.prior import Prior

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.analytic import Analytic
 from attacks.attack import Reconstruction
-from attacks.gradients import LinearLayer
+from attacks.linear_layers import LinearLayer
 from attacks.misfits import Received, StudentMisfit
 from attacks.observation import Observation, gradient_matching_error
 from attacks.posterior import Coordinates, Posterior, received_by

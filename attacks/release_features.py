@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attacks.first_layers import FirstLayer
-from attacks.gradients import LinearLayer
+from attacks.linear_layers import LinearLayer
 from attacks.observation import Observation
 from attacks.prior import Prior
 

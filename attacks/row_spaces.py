@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.gradients import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.linear_layers import LinearCalls, LinearLayer, linear_layers, probe_transitions
 from attacks.observation import Observation
 from attacks.posterior import received_by
 from attacks.transitions import Transitions

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attacks.channel_simulation import ChannelSimulation
-from attacks.gradients import LinearCalls, LinearLayer
+from attacks.linear_layers import LinearCalls, LinearLayer
 from attacks.observation import Observation
 from attacks.posterior import Coordinates
 from attacks.prior import Prior

@@ -14,7 +14,7 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
-from attacks.gradients import LinearCalls, LinearLayer
+from attacks.linear_layers import LinearCalls, LinearLayer
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.row_spaces import RowSpace

@@ -12,10 +12,12 @@ import gymnasium as gym
 from attacks.attack import Attack, Reconstruction
 from attacks.bounds import RecordInformation, record_information
 from attacks.channel import Channel
+from attacks.consistency import consistency
 from attacks.observation import Observation
 from attacks.prior import Prior, Simulator
+from attacks.reference import Reference
 from attacks.registry import get_attack
-from attacks.scores import Reference, consistency, score
+from attacks.scores import score
 from attacks.transitions import Template, Transitions
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures

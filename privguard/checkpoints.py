@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from privguard.captures import CellCaptures
-from privguard.federation import Client, RoundCost
+from privguard.clients import Client
+from privguard.federation import RoundCost
 from privguard.records import Evaluation
 
 if TYPE_CHECKING:

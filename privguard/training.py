@@ -13,13 +13,14 @@ import torch
 import defenses
 from privguard.agents import Agent, make_agent
 from privguard.captures import Capture, CellCaptures
+from privguard.clients import Client
 from privguard.environments import (
     environment_spec,
     make_environment,
     make_learning_environment,
 )
 from privguard.evaluation import baseline_returns, evaluate, evaluation_seeds
-from privguard.federation import Client, Federation, Server
+from privguard.federation import Federation, Server
 from privguard.prior_samples import take_samples
 from privguard.records import Evaluation, ReleaseKind
 from privguard.replay import Replay, ReplayShapes

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Channel, Observation, Prior, Reconstruction, Transitions, get_attack
-from attacks.conformance import chain_problem
-from attacks.scores import Reference, score
+from attacks.conformance_problems import chain_problem
+from attacks.reference import Reference
+from attacks.scores import score
 from tests.attacks.conftest import Client, random_transitions
 
 

@@ -16,7 +16,7 @@ from attacks.bounds import (
     reconstruction_robustness,
     record_information,
 )
-from attacks.conformance import chain_problem
+from attacks.conformance_problems import chain_problem
 from tests.attacks.conftest import Client
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from attacks import Channel, Observation, Prior, Transitions, get_attack
-from attacks.conformance import box_problem
-from attacks.gradients import LinearCalls
+from attacks.conformance_problems import box_problem
+from attacks.linear_layers import LinearCalls
+from attacks.reference import Reference
 from attacks.row_spaces import RowSpace, mixing_layers
-from attacks.scores import Reference, score
+from attacks.scores import score
 from tests.attacks.conftest import Client, errors, observe_quantiles
 
 

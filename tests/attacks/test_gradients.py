@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from attacks import Channel, Observation, Transitions
 from attacks.gradient_choice import choose_gradients
-from attacks.gradients import DenseGradients, LoopGradients, dense_layers
+from attacks.gradients import DenseGradients, LoopGradients
+from attacks.linear_layers import dense_layers
 from tests.attacks.conftest import Client, random_transitions
 
 

@@ -11,10 +11,11 @@ import torch
 from attacks import Channel, Observation, Prior, Reconstruction, Transitions, get_attack
 from attacks.channel_simulation import ChannelSimulation
 from attacks.gauss_newton_features import GaussNewtonFeatures
-from attacks.gradients import dense_layers
+from attacks.linear_layers import dense_layers
 from attacks.posterior import Coordinates
+from attacks.reference import Reference
 from attacks.regression import CrossFitted
-from attacks.scores import Reference, score
+from attacks.scores import score
 from attacks.simulated_releases import PriorDraws, SimulatedReleases, record_gradients, standardised
 from tests.attacks.conftest import Client
 

@@ -8,7 +8,8 @@ import torch
 
 from attacks import Channel, Observation, Prior, Transitions, get_attack
 from attacks.bounds import record_information
-from attacks.scores import Reference, score
+from attacks.reference import Reference
+from attacks.scores import score
 from tests.attacks.conftest import Client
 
 ROWS = list(range(600, 2000, 90))

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.gradients import LinearLayer
+from attacks.formed_misfit import FormedMisfit
 from attacks.layer_derivatives import LayerDerivatives
-from attacks.misfits import FormedMisfit, GramMisfit, Received, StudentMisfit, misfit_to
+from attacks.linear_layers import LinearLayer
+from attacks.misfit_choice import misfit_to
+from attacks.misfits import GramMisfit, Received, StudentMisfit
 
 GROUPS, SIZE, WIDTH, INPUTS, OUTPUTS = 4, 3, 5, 7, 6
 

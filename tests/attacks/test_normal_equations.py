@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attacks import Observation, Transitions
 from attacks.channel import Clipping
-from attacks.gradients import dense_layers
+from attacks.linear_layers import dense_layers
 from attacks.misfits import Received
 from attacks.normal_equations import NormalEquations
 from attacks.transitions import unflatten_state_action

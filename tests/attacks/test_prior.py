@@ -5,7 +5,7 @@ import math
 import torch
 
 from attacks import Prior, Transitions
-from attacks.conformance import chain_problem
+from attacks.conformance_problems import chain_problem
 
 
 def test_the_transition_model_beats_persistence(hopper: Transitions) -> None:

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks import Prior, Reconstruction, Transitions
-from attacks.scores import Reference, consistency, leakage, score
+from attacks.consistency import consistency
+from attacks.reference import Reference
+from attacks.scores import leakage, score
 from tests.attacks.conftest import random_transitions
 
 KNOWN = random_transitions(60, seed=1)

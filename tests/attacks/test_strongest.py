@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from attacks import Channel, Observation, Prior, Transitions, get_attack
-from attacks.conformance import chain_problem
-from attacks.scores import Reference, score
+from attacks.conformance_problems import chain_problem
+from attacks.reference import Reference
+from attacks.scores import score
 from attacks.strongest import STANDARD
 from tests.attacks.conftest import Client
 

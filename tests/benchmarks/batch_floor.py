@@ -19,7 +19,8 @@ from spear_batches import observe, training
 
 from attacks import Prior, get_attack
 from attacks.bounds import record_information
-from attacks.scores import Reference, score
+from attacks.reference import Reference
+from attacks.scores import score
 from privguard.training import CellTraining
 
 KNOWN, REPEATS = 64, 3

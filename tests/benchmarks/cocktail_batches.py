@@ -18,7 +18,8 @@ import typer
 from spear_batches import observe, training
 
 from attacks import Observation, Prior, Transitions, get_attack
-from attacks.scores import Reference, score
+from attacks.reference import Reference
+from attacks.scores import score
 
 KNOWN = 300
 ATTACKS = ("cocktail", "spear")

@@ -21,7 +21,7 @@ from spear_batches import observe, replayed, training
 from torch import Tensor
 
 from attacks import Observation, Transitions
-from attacks.gradients import LinearCalls, LinearLayer
+from attacks.linear_layers import LinearCalls, LinearLayer
 from attacks.row_spaces import mixing_layers
 
 

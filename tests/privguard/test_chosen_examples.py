@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from attacks.attack import Reconstruction
-from attacks.scores import Reference
+from attacks.reference import Reference
 from attacks.transitions import Transitions
 from privguard.chosen_examples import choose_examples
 from privguard.examples import ROWS_KEPT

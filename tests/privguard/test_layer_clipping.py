@@ -9,7 +9,7 @@ import torch
 from attacks import Prior, get_attack
 from attacks.bounds import record_information
 from attacks.channel import Clipping
-from attacks.gradients import dense_layers
+from attacks.linear_layers import dense_layers
 from attacks.posterior_problem import Problem
 from attacks.scores import score
 from privguard.auditing import Audit
