@@ -60,10 +60,13 @@ class CellSpec(Specification):
     def key(self) -> str:
         """Hash of the specification: the same key is the same computation.
 
-        Settings of local training change nothing in FedSGD, so they are no part of its key.
+        Settings that change nothing are no part of it: those of local training in FedSGD, and a
+        gradient norm that is not limited.
         """
-        unused = {"agent": LOCAL_TRAINING} if self.agent.local_steps == 1 else None
-        text = f"{RECIPE_VERSION}:{self.model_dump_json(exclude=unused)}"
+        unused = set(LOCAL_TRAINING) if self.agent.local_steps == 1 else set()
+        if self.agent.max_gradient_norm is None:
+            unused.add("max_gradient_norm")
+        text = f"{RECIPE_VERSION}:{self.model_dump_json(exclude={'agent': unused})}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
