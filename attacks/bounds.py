@@ -161,11 +161,12 @@ def _scale_information(
     which is J^T g / ||g||^2 for s in proportion to ||g||.
     """
     zero = {name: torch.zeros_like(value) for name, value in received.gradient.items()}
-    normal = NormalEquations(
+    equations = NormalEquations(
         observation, layers, replace(received, gradient=zero, sent=None), decode
-    ).at(points)
+    )
     # The misfit to nothing is precision ||g||^2 / 2, and its gradient precision J^T g.
-    slope = normal.gradient.double() / (2 * normal.value.double().clamp_min(1e-300)[:, None])
+    square = 2 * equations.value(points).double().clamp_min(1e-300)
+    slope = equations.at(points).gradient.double() / square[:, None]
     sent = received.sent or {name: torch.ones_like(value) for name, value in zero.items()}
     count = torch.stack([value.flatten(1).sum(dim=1) for value in sent.values()]).sum(dim=0)
     return 2 * count.double()[:, None, None] * slope[:, :, None] * slope[:, None, :]

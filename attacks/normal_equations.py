@@ -41,15 +41,12 @@ Decode: TypeAlias = Callable[[Tensor, Tensor], Transitions]
 
 @dataclass(frozen=True, eq=False)
 class Normal:
-    """The misfit (half the weighted squared residual), its gradient and Gauss-Newton Hessian.
+    """The misfit's gradient (G, b K) and Gauss-Newton Hessian (G, b K, b K), G groups of b records.
 
-    Under Laplace noise the misfit is the weighted sum of absolute residuals, and the Hessian, the
-    Fisher information, has the same form.
-
-    ``value`` (G,), ``gradient`` (G, b K), ``hessian`` (G, b K, b K), for G groups of b records.
+    The misfit is half the weighted squared residual; under Laplace noise the weighted sum of
+    absolute residuals, and the Hessian, the Fisher information, has the same form.
     """
 
-    value: Tensor
     gradient: Tensor
     hessian: Tensor
 
@@ -75,18 +72,14 @@ class NormalEquations:
 
     def value(self, points: Tensor) -> Tensor:
         """The misfit (G,) at ``points`` (G, b, K), G = T R."""
-        return self._value(self._run(points, derivatives=False))
+        layers = self._run(points, derivatives=False)
+        return torch.stack([self._misfit.value(layer) for layer in layers]).sum(dim=0)
 
     def at(self, points: Tensor) -> Normal:
-        """Everything that a Gauss-Newton step needs at ``points`` (G, b, K)."""
+        """What a Gauss-Newton step needs at ``points`` (G, b, K)."""
         layers = self._run(points, derivatives=True)
         gradients, hessians = zip(*(self._misfit.equations(layer) for layer in layers), strict=True)
-        return Normal(
-            self._value(layers), sum(gradients[1:], gradients[0]), sum(hessians[1:], hessians[0])
-        )
-
-    def _value(self, layers: Sequence[LayerDerivatives]) -> Tensor:
-        return torch.stack([self._misfit.value(layer) for layer in layers]).sum(dim=0)
+        return Normal(sum(gradients[1:], gradients[0]), sum(hessians[1:], hessians[0]))
 
     def _run(self, points: Tensor, *, derivatives: bool) -> list[LayerDerivatives]:
         groups, size, width = points.shape
