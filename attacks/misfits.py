@@ -179,22 +179,27 @@ def gram_hessian(layer: LayerDerivatives, precision: Mapping[str, Tensor]) -> Te
 
     See ``normal_equations`` for the identity.
     """
-    width = layer.dd.shape[2]
+    groups, size, width = layer.dd.shape[:3]
     d, x = layer.d, layer.x
     dd, dx = layer.dd.flatten(1, 2), layer.dx.flatten(1, 2)  # (G, b K, .)
-    changes = torch.bmm(dd, dd.mT)
+
+    def products(left: Tensor, right: Tensor) -> Tensor:
+        """Of all pairs, (G, b, K or 1, b, K or 1)."""
+        found = torch.bmm(left, right.mT)
+        return found.reshape(groups, size, found.shape[1] // size, size, found.shape[2] // size)
+
+    changes = products(dd, dd)
     hessian = torch.zeros_like(changes)
     if layer.layer.bias is not None:
-        hessian = hessian + precision[layer.layer.bias][:, None, None] * changes
+        hessian += _like(precision[layer.layer.bias], changes) * changes
     if layer.layer.weight is not None:
-        cross = _stretched(torch.bmm(dd, d.mT), 1, width)
-        cross = cross * _stretched(torch.bmm(dx, x.mT), 1, width).mT
-        term = changes * _stretched(torch.bmm(x, x.mT), width, width) + cross + cross.mT
-        term = term + _stretched(torch.bmm(d, d.mT), width, width) * torch.bmm(dx, dx.mT)
-        hessian = hessian + precision[layer.layer.weight][:, None, None] * term
-    return hessian
+        cross = products(dd, d) * products(x, dx)
+        term = changes * products(x, x) + products(d, d) * products(dx, dx)
+        term += cross + cross.permute(0, 3, 4, 1, 2)
+        hessian += _like(precision[layer.layer.weight], term) * term
+    return hessian.reshape(groups, size * width, size * width)
 
 
-def _stretched(products: Tensor, rows: int, columns: int) -> Tensor:
-    """Every entry of (G, p, q) repeated: (G, p rows, q columns)."""
-    return products.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)
+def _like(numbers: Tensor, tensor: Tensor) -> Tensor:
+    """(G,) in a shape that multiplies ``tensor`` (G, ...)."""
+    return numbers.reshape(-1, *[1] * (tensor.dim() - 1))
