@@ -48,12 +48,12 @@ def test_the_key_is_the_computation() -> None:
     assert not {c.key for c in sweep(clients=5).cells()} & keys
 
 
-def test_local_training_is_part_of_the_key_only_where_it_takes_place() -> None:
+def test_settings_are_part_of_the_key_only_where_they_change_something() -> None:
     assert not {c.key for c in sweep(local_steps=3).cells()} & {c.key for c in sweep().cells()}
     for cell in (tiny_cell(), tiny_cell("hopper", "gaussian={level}", 0.1)):
         local = {name for name in type(cell.agent).model_fields if name.startswith("local_")}
-        before_fedavg = cell.model_dump_json(exclude={"agent": local})
-        text = f"{RECIPE_VERSION}:{before_fedavg}"
+        without_them = cell.model_dump_json(exclude={"agent": local | {"max_gradient_norm"}})
+        text = f"{RECIPE_VERSION}:{without_them}"
         assert cell.key == hashlib.sha256(text.encode()).hexdigest()[:16]
         rate = "local_learning_rate" if cell.env == "frozenlake" else "local_actor_learning_rate"
         keys = {
@@ -65,6 +65,8 @@ def test_local_training_is_part_of_the_key_only_where_it_takes_place() -> None:
         }
         assert len(keys) == 3
         assert cell.key in keys
+        limited = cell.agent.model_copy(update={"max_gradient_norm": 10.0})
+        assert cell.model_copy(update={"agent": limited}).key != cell.key
 
 
 def test_unknown_fields_and_empty_grids_are_refused() -> None:
