@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from attacks.layer_calls import LayerCalls
 from attacks.linear_layers import LinearLayer, linear_layers, probe_transitions
 from attacks.observation import Observation
 from attacks.transitions import Transitions
@@ -120,9 +118,9 @@ def find_chain(observation: Observation) -> tuple[ConvChain | None, str]:
     dense = [x for x in linear_layers(observation) if x.weight and x.bias]
     like = next(iter(observation.parameters.values()))
     z = probe_transitions(observation.template, PROBES, like)
-    with _Calls([*convolutions, *(x.module for x in dense)]) as calls:
+    with LayerCalls([*convolutions, *(x.module for x in dense)]) as calls:
         loss = observation.loss(observation.model, z)
-    order = [call for call in calls.seen if isinstance(call[0], nn.Conv2d)]
+    order = [call for call in calls.calls if isinstance(call[0], nn.Conv2d)]
     if [m for m, _, _ in order] != list(dict.fromkeys(m for m, _, _ in order)):
         return None, "a convolution runs more than once"
     if len(order) != len(convolutions):
@@ -136,7 +134,7 @@ def find_chain(observation: Observation) -> tuple[ConvChain | None, str]:
     features = order[-1][2].relu().flatten(1)
     heads, outputs = [], []
     for layer in dense:
-        for module, x, out in calls.seen:
+        for module, x, out in calls.calls:
             if module is layer.module and x.shape == features.shape and _near(x, features):
                 heads.append(layer)
                 outputs.append(out)
@@ -145,32 +143,6 @@ def find_chain(observation: Observation) -> tuple[ConvChain | None, str]:
     if not _feeds_only(loss, order[-1][2], heads, outputs):
         return None, "something besides dense layers reads the last convolution's features"
     return _with_scaling(observation, layers, heads, z, order[0][1])
-
-
-class _Calls:
-    """Context manager: inputs and outputs of modules, of calls that a gradient flows through."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = modules
-        self._handles: list[RemovableHandle] = []
-        self.seen: list[tuple[nn.Module, Tensor, Tensor]] = []
-
-    def __enter__(self) -> _Calls:
-        self._handles = [m.register_forward_hook(self._record) for m in self._modules]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.requires_grad:
-            self.seen.append((module, inputs[0], output))
 
 
 def _layer(module: nn.Conv2d, name: str, x: Tensor, out: Tensor) -> ConvLayer:

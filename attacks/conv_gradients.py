@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
-from attacks.linear_layers import LinearCalls, probe_transitions
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import probe_transitions
 from attacks.observation import Observation
 from attacks.transitions import Transitions
 
@@ -42,7 +43,7 @@ class ConvGradients:
             (g.flatten(1).square().sum(dim=1) for g in self._received.values()),
             start=torch.zeros(()),
         )
-        self._hooks = LinearCalls(list(layers.values()))
+        self._hooks = LayerCalls(list(layers.values()))
 
     def __enter__(self) -> ConvGradients:
         self._hooks.__enter__()
@@ -118,7 +119,7 @@ def convolutional_layers(observation: Observation) -> dict[str, Layer] | None:
         return None
     like = next(iter(observation.parameters.values()))
     z = probe_transitions(observation.template, 2, like)
-    with LinearCalls(list(layers.values())) as hooks:
+    with LayerCalls(list(layers.values())) as hooks:
         loss = observation.loss(observation.model, z) * 2
     seen = {module: (x, out) for module, x, out in hooks.calls}
     if not len(hooks.calls) == len(seen) == len(layers):

@@ -16,7 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
 from attacks.first_layers import first_layers
-from attacks.linear_layers import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import LinearLayer, linear_layers, probe_transitions
 from attacks.observation import Observation
 from attacks.transitions import Template, Transitions
 
@@ -211,7 +212,7 @@ def _run_probes(observation: Observation) -> _Calls:
     layers = linear_layers(observation)
     like = next(iter(observation.parameters.values()))
     z = _taken(probe_transitions(observation.template, PROBES, like), observation.template)
-    with LinearCalls([layer.module for layer in layers]) as hooks:
+    with LayerCalls([layer.module for layer in layers]) as hooks:
         loss = observation.loss(observation.model, z)
     modules = [module for module, _, _ in hooks.calls]
     once = [call for call in hooks.calls if modules.count(call[0]) == 1 and len(call[1]) == PROBES]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.linear_layers import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import LinearLayer, linear_layers, probe_transitions
 from attacks.observation import Observation
 from attacks.transitions import flatten_state_action
 
@@ -28,7 +29,7 @@ def first_layers(observation: Observation) -> list[FirstLayer]:
     layers = [x for x in linear_layers(observation) if x.weight and x.bias]
     like = next(iter(observation.parameters.values()))
     z = probe_transitions(observation.template, 2, like)
-    with LinearCalls([layer.module for layer in layers]) as hooks:
+    with LayerCalls([layer.module for layer in layers]) as hooks:
         observation.loss(observation.model, z)
     inputs = {module: x.detach() for module, x, _ in hooks.calls}
     rows = flatten_state_action(z, observation.template)

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.linear_layers import LinearCalls, LinearLayer
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import LinearLayer
 from attacks.observation import Observation
 from attacks.transitions import Transitions
 
@@ -84,7 +85,7 @@ class DenseGradients:
         self._delta_layers = torch.block_diag(*(like(m.out_features, 1) for m in modules))
         self._with_weight = flat.new_tensor([float(layer.weight is not None) for layer in layers])
         self._with_bias = flat.new_tensor([float(layer.bias is not None) for layer in layers])
-        self._hooks = LinearCalls([layer.module for layer in layers])
+        self._hooks = LayerCalls([layer.module for layer in layers])
 
     def __enter__(self) -> DenseGradients:
         self._hooks.__enter__()

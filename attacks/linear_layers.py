@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from attacks.layer_calls import LayerCalls
 from attacks.observation import Observation
 from attacks.transitions import Template, Transitions
 
@@ -22,35 +19,6 @@ class LinearLayer:
     module: nn.Linear
     weight: str | None
     bias: str | None
-
-
-class LinearCalls:
-    """Context manager that records the inputs and outputs of (linear) layers in a forward pass.
-
-    Calls without gradient are ignored: there the layer computes a constant, such as a target.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = modules
-        self._handles: list[RemovableHandle] = []
-        self.calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-
-    def __enter__(self) -> LinearCalls:
-        self._handles = [m.register_forward_hook(self._record) for m in self._modules]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.requires_grad:
-            self.calls.append((module, inputs[0], output))
 
 
 def dense_layers(observation: Observation) -> list[LinearLayer] | None:
@@ -69,7 +37,7 @@ def dense_layers(observation: Observation) -> list[LinearLayer] | None:
         return None
     like = next(iter(observation.parameters.values()))
     z = probe_transitions(observation.template, 2, like)
-    with LinearCalls([layer.module for layer in layers]) as hooks:
+    with LayerCalls([layer.module for layer in layers]) as hooks:
         loss = observation.loss(observation.model, z) * 2
     seen = {module: (x, out) for module, x, out in hooks.calls}
     once = len(hooks.calls) == len(seen) == len(layers)

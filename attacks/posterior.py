@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from attacks.channel import Channel
-from attacks.linear_layers import LinearCalls, LinearLayer
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import LinearLayer
 from attacks.misfit_choice import misfit_to
 from attacks.misfits import Misfit, Received
 from attacks.normal_equations import NormalEquations
@@ -119,7 +120,7 @@ class Coordinates:
 
         def deltas(reward: Tensor, next_state: Tensor, terminated: Tensor) -> list[Tensor]:
             records = Transitions(z.state, z.action, reward, next_state, terminated)
-            with LinearCalls([layer.module for layer in layers]) as hooks:
+            with LayerCalls([layer.module for layer in layers]) as hooks:
                 loss = observation.loss(observation.model, records) * len(records)
             seen = {module: (x, out) for module, x, out in hooks.calls}
             outputs = [seen[layer.module][1] for layer in layers]

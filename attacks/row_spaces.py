@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.linear_layers import LinearCalls, LinearLayer, linear_layers, probe_transitions
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import LinearLayer, linear_layers, probe_transitions
 from attacks.observation import Observation
 from attacks.posterior import received_by
 from attacks.transitions import Transitions
@@ -126,7 +127,7 @@ def mixing_layers(observation: Observation) -> list[LinearLayer]:
         return []
     like = next(iter(observation.parameters.values()))
     z = probe_transitions(observation.template, 2, like)
-    with LinearCalls([layer.module for layer in layers]) as hooks:
+    with LayerCalls([layer.module for layer in layers]) as hooks:
         loss = observation.loss(observation.model, z)
     modules = [module for module, _, _ in hooks.calls]
     calls = {m: (x, out) for m, x, out in hooks.calls if modules.count(m) == 1}
@@ -155,7 +156,7 @@ def _moved_by_action(
         return set()
     seen = []
     for action in (z.action, z.action.flip(0)):
-        with LinearCalls([layer.module for layer in layers]) as hooks:
+        with LayerCalls([layer.module for layer in layers]) as hooks:
             observation.loss(
                 observation.model,
                 Transitions(z.state, action, z.reward, z.next_state, z.terminated),

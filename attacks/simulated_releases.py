@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from attacks.channel_simulation import ChannelSimulation
-from attacks.linear_layers import LinearCalls, LinearLayer
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import LinearLayer
 from attacks.observation import Observation
 from attacks.posterior import Coordinates
 from attacks.prior import Prior
@@ -83,7 +84,7 @@ def record_gradients(
     observation: Observation, layers: Sequence[LinearLayer], z: Transitions
 ) -> Tensor:
     """(n, P): the flat gradient of each record alone, from one pass over all."""
-    with LinearCalls([layer.module for layer in layers]) as hooks:
+    with LayerCalls([layer.module for layer in layers]) as hooks:
         loss = observation.loss(observation.model, z) * len(z)
     seen = {module: (x, out) for module, x, out in hooks.calls}
     deltas = torch.autograd.grad(loss, [seen[layer.module][1] for layer in layers])

@@ -14,7 +14,8 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
-from attacks.linear_layers import LinearCalls, LinearLayer
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import LinearLayer
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.row_spaces import RowSpace
@@ -109,7 +110,7 @@ class Inputs:
     def _run(self, points: Tensor) -> list[Tensor]:
         like = next(iter(self.observation.parameters.values()))
         z = self.whitened.records(points.to(like))
-        with LinearCalls([layer.module for layer in self.layers]) as hooks:
+        with LayerCalls([layer.module for layer in self.layers]) as hooks:
             self.observation.loss(self.observation.model, z)
         seen = {module: x for module, x, _ in hooks.calls}
         return [seen[layer.module] for layer in self.layers]

@@ -10,7 +10,7 @@ from torch import nn
 
 from attacks import Channel, Observation, Prior, Transitions, get_attack
 from attacks.conformance_problems import box_problem
-from attacks.linear_layers import LinearCalls
+from attacks.layer_calls import LayerCalls
 from attacks.reference import Reference
 from attacks.row_spaces import RowSpace, mixing_layers
 from attacks.scores import score
@@ -87,7 +87,7 @@ def test_true_inputs_lie_in_the_row_spaces(hopper: Transitions) -> None:
         observation, 0.01 * float(observation.flat_gradient().square().mean()) ** 0.5
     )
     layers = mixing_layers(observation)
-    with LinearCalls([layer.module for layer in layers]) as hooks:
+    with LayerCalls([layer.module for layer in layers]) as hooks:
         client.loss(client.model, truth)
     seen = {module: x.detach() for module, x, _ in hooks.calls}
     tested = 0

@@ -21,7 +21,8 @@ from spear_batches import observe, replayed, training
 from torch import Tensor
 
 from attacks import Observation, Transitions
-from attacks.linear_layers import LinearCalls, LinearLayer
+from attacks.layer_calls import LayerCalls
+from attacks.linear_layers import LinearLayer
 from attacks.row_spaces import mixing_layers
 
 
@@ -29,7 +30,7 @@ def output_gradients(
     observation: Observation, z: Transitions, layers: list[LinearLayer]
 ) -> tuple[Tensor, Tensor]:
     """D (b, M) and [X | 1] (b, n + 1) of layers that read the same."""
-    with LinearCalls([layer.module for layer in layers]) as hooks:
+    with LayerCalls([layer.module for layer in layers]) as hooks:
         loss = observation.loss(observation.model, z)
     found = torch.autograd.grad(loss, [out for _, _, out in hooks.calls])
     inputs = hooks.calls[0][1].detach().double()
