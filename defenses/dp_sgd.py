@@ -93,7 +93,8 @@ class DPSGD:
             f"norm of {self.clip:g}, plus Gaussian noise, divided by {batch_size}",
             "sensitivity": f"{self.clip / batch_size:g} (L2) of a client's release",
             "unit": f"{self.unit} (add/remove), one client",
-            "guarantee": f"(epsilon, delta)-DP by {self.accounting.upper()} accounting (Opacus)"
+            "guarantee": "(epsilon, delta)-DP by RDP accounting (Opacus)"
+            + ("" if self.accounting == "rdp" else ", by PRV where it can be afforded")
             if self.noise_multiplier > 0
             else "none without noise: epsilon is infinite",
         }

@@ -9,7 +9,7 @@ epsilon stands where it is too large.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,15 +26,8 @@ _RELATIVE_ERROR, _LARGEST_ERROR = 0.01, 0.5
 _DELTA_ERROR = 1e-3
 """Share of delta that is set aside for the loss beyond the grid."""
 
-
-class _Grid(NamedTuple):
-    """The grid on which privacy losses are composed."""
-
-    loss: float
-    """It runs from minus this to this."""
-    mesh: float
-    points: int
-    """Of all rates together."""
+_Rounds = tuple[tuple[float, float, int], ...]
+"""(noise multiplier, sampling rate, number of rounds) of each mechanism."""
 
 
 class PRVAccountant(Accountant):
@@ -55,15 +48,15 @@ class PRVAccountant(Accountant):
             ValueError: delta is not in (0, 1).
         """
         bound = super().epsilon(delta)
-        grid = self._grid(delta, bound)
-        return bound if grid is None else min(bound, self._composed(delta, bound, grid))
+        composed = _composed(self._rounds(), delta)
+        return bound if composed is None else min(bound, composed)
 
     def accounted_by(self, delta: float) -> str:
         """The analysis behind :meth:`epsilon`."""
-        rdp = super().accounted_by(delta)
-        if self._grid(delta, super().epsilon(delta)) is None:
-            return f"{rdp}; PRV needs more noise or fewer rounds"
-        return "PRV (Opacus)"
+        composed = _composed(self._rounds(), delta)
+        if composed is None:
+            return "RDP (Opacus; PRV's grid would be too large)"
+        return "PRV (Opacus)" if composed < super().epsilon(delta) else "RDP (Opacus)"
 
     def assumptions(self) -> list[str]:
         """What must hold for epsilon to be valid, one sentence each."""
@@ -72,52 +65,53 @@ class PRVAccountant(Accountant):
             "PRV analysis composes the loss of removing a unit, taken to dominate adding one.",
         ]
 
-    def _grid(self, delta: float, bound: float) -> _Grid | None:
-        """The grid for an RDP epsilon of ``bound``; None where it is too large."""
-        if not self._counts or not bound < _LARGEST_LOSS:
-            return None
-        spare = _DELTA_ERROR * delta
-        # As in Opacus' compute_safe_domain_size, of which only two RDP bounds matter here: losses
-        # of one round are largest where the sampling rate is.
-        once = Accountant(self.noise_multiplier)
-        once.step(max(rate for _, rate in self._counts))
-        loss = 3 + max(
-            super().epsilon(spare / 4), once.epsilon(spare / (8 * self.steps)), _error(bound)
-        )
-        mesh = _error(bound) / math.sqrt(self.steps * math.log(12 / spare) / 2)
-        points = len(self._rounds()) * 2 * loss / mesh
-        fits = points <= _LARGEST_GRID and loss < _LARGEST_LOSS
-        return _Grid(loss, mesh, math.ceil(points)) if fits else None
-
-    def _composed(self, delta: float, bound: float, grid: _Grid) -> float:
-        """The upper bound on epsilon from all rounds' convolved privacy losses."""
-        from opacus.accountants.analysis import prv
-
-        domain = prv.Domain.create_aligned(-grid.loss, grid.loss, grid.mesh)
-        rounds = self._rounds()
-        # A rate of 1 has no smallest loss: Opacus takes the logarithm of 0 for it.
-        with np.errstate(divide="ignore"):
-            losses = [
-                prv.discretize(
-                    prv.TruncatedPrivacyRandomVariable(
-                        prv.PoissonSubsampledGaussianPRV(rate, noise), domain.t_min, domain.t_max
-                    ),
-                    domain,
-                )
-                for noise, rate in rounds
-            ]
-        composed = prv.compose_heterogeneous(losses, list(rounds.values()))
-        return float(composed.compute_epsilon(delta, _DELTA_ERROR * delta, _error(bound))[2])
-
-    def _rounds(self) -> dict[tuple[float, float], int]:
-        """Rounds by (noise multiplier, sampling rate), the rates rounded up to the coarser grid."""
+    def _rounds(self) -> _Rounds:
+        """All rounds, their rates rounded up to the coarser grid."""
         merged: dict[tuple[float, float], int] = {}
         for (noise, rate), count in self._counts.items():
             step = math.floor(-math.log(rate) / _COARSE + 1e-6)
             at = noise, math.exp(-step * _COARSE)
             merged[at] = merged.get(at, 0) + count
-        return merged
+        return tuple((noise, rate, count) for (noise, rate), count in merged.items())
 
 
-def _error(bound: float) -> float:
-    return min(_LARGEST_ERROR, max(0.01, _RELATIVE_ERROR * bound))
+@lru_cache(maxsize=64)
+def _composed(rounds: _Rounds, delta: float) -> float | None:
+    """The upper bound on epsilon from all rounds' convolved losses; None where unaffordable.
+
+    Kept, because the clients of a run share their rounds.
+    """
+    if not rounds:
+        return None
+    least_noise = min(noise for noise, _, _ in rounds)
+    accountant, once = Accountant(least_noise), Accountant(least_noise)
+    accountant.load_state({"noise_multiplier": least_noise, "history": rounds})
+    bound = accountant.epsilon(delta)
+    if not bound < _LARGEST_LOSS:
+        return None
+    error = min(_LARGEST_ERROR, max(0.01, _RELATIVE_ERROR * bound))
+    spare = _DELTA_ERROR * delta
+    # As in Opacus' compute_safe_domain_size, of which only two RDP bounds matter here: losses of
+    # one round are largest where the noise is least and the sampling rate highest.
+    once.step(max(rate for _, rate, _ in rounds))
+    steps = accountant.steps
+    loss = 3 + max(accountant.epsilon(spare / 4), once.epsilon(spare / (8 * steps)), error)
+    mesh = error / math.sqrt(steps * math.log(12 / spare) / 2)
+    if loss >= _LARGEST_LOSS or len(rounds) * 2 * loss / mesh > _LARGEST_GRID:
+        return None
+    from opacus.accountants.analysis import prv
+
+    domain = prv.Domain.create_aligned(-loss, loss, mesh)
+    # A rate of 1 has no smallest loss: Opacus takes the logarithm of 0 for it.
+    with np.errstate(divide="ignore"):
+        losses = [
+            prv.discretize(
+                prv.TruncatedPrivacyRandomVariable(
+                    prv.PoissonSubsampledGaussianPRV(rate, noise), domain.t_min, domain.t_max
+                ),
+                domain,
+            )
+            for noise, rate, _ in rounds
+        ]
+    composed = prv.compose_heterogeneous(losses, [count for _, _, count in rounds])
+    return float(composed.compute_epsilon(delta, spare, error)[2])

@@ -200,15 +200,16 @@ def _privacy(training: CellTraining) -> PrivacyStatement:
         )
     sampling = federation.defense.sampling
     delta = accountants[0].delta(min(c.replay.units(sampling) for c in federation.clients))
-    epsilon = max(accountant.epsilon(delta) for accountant in accountants)
+    worst = max(accountants, key=lambda accountant: accountant.epsilon(delta))
+    epsilon = worst.epsilon(delta)
     described = {k: v for entry in federation.session.describe() for k, v in entry.items()}
     return PrivacyStatement(
         epsilon=epsilon if math.isfinite(epsilon) else None,
         delta=delta,
-        unit=accountants[0].unit,
-        accountant=accountants[0].accounted_by(delta),
+        unit=worst.unit,
+        accountant=worst.accounted_by(delta),
         noise_multiplier=described["noise_multiplier"],
         clip_norm=described.get("clip_norm"),
         compositions=training.round,
-        assumptions=accountants[0].assumptions(),
+        assumptions=worst.assumptions(),
     )

@@ -47,7 +47,7 @@ def test_with_little_noise_the_grid_would_not_fit_and_rdp_stands():
     rates = [0.05] * 500
     prv, rdp = after(PRVAccountant(0.05), rates), after(Accountant(0.05), rates)
     assert prv.epsilon(DELTA) == rdp.epsilon(DELTA)
-    assert prv.accounted_by(DELTA) == "RDP (Opacus); PRV needs more noise or fewer rounds"
+    assert prv.accounted_by(DELTA) == "RDP (Opacus; PRV's grid would be too large)"
 
 
 def test_no_round_no_noise_and_every_record_every_round():
@@ -63,3 +63,10 @@ def test_dp_sgd_chooses_its_analysis():
     assert type(defenses.parse("dp-sgd=1").accountant()) is Accountant
     with pytest.raises(defenses.DefenseError, match="accounting=gdp: the analysis must be rdp or"):
         defenses.parse("dp-sgd=1@accounting=gdp")
+
+
+def test_rounds_of_different_noise_are_composed_at_the_least_of_it():
+    mixed = PRVAccountant(2.0, factor=0.8, every=100)
+    after(mixed, [0.01] * 400)
+    constant, weakest = (after(PRVAccountant(noise), [0.01] * 400) for noise in (2.0, 1.0))
+    assert constant.epsilon(DELTA) < mixed.epsilon(DELTA) < weakest.epsilon(DELTA)

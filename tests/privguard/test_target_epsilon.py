@@ -36,6 +36,11 @@ def test_a_schedule_is_calibrated_as_it_falls():
     assert float(falling.split("=")[1].split("@")[0]) > float(constant.split("=")[1])
 
 
+def test_rdp_plans_the_noise_whatever_analysis_states_what_was_spent():
+    by_rdp = with_noise_multipliers("dp-sgd=eps:8", PLAN)
+    assert with_noise_multipliers("dp-sgd=eps:8@accounting=prv", PLAN) == f"{by_rdp}@accounting=prv"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
