@@ -2,9 +2,7 @@
 
 It runs on small real problems: a linear control system, a four-state chain and a small screen,
 each with critics that were not trained; and on the sum of two local gradients of one record. An
-attack that supports none of it has nothing checked but its refusals. Numbers are float64: iterative
-attacks amplify rounding, which in float32 would look like a dependence on the order of the
-observations.
+attack that supports none of it has nothing checked but its refusals.
 """
 
 from __future__ import annotations

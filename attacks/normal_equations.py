@@ -84,7 +84,6 @@ class NormalEquations:
     def _run(self, points: Tensor, *, derivatives: bool) -> list[LayerDerivatives]:
         groups, size, width = points.shape
         rows = points.reshape(groups * size, width)
-
         sides = self._sides(rows)
         changes: _Sides = tuple([x.new_zeros(0, *x.shape) for x in side] for side in sides)
         if derivatives:

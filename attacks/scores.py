@@ -16,13 +16,7 @@ from torch import Tensor
 from attacks.attack import Reconstruction
 from attacks.pixel_scores import pixel_scores
 from attacks.prior import Prior, Simulator
-from attacks.reference import (
-    SIGMA_FLOOR,
-    Fields,
-    Reference,
-    match_rows,
-    state_action_error,
-)
+from attacks.reference import SIGMA_FLOOR, Fields, Reference, match_rows, state_action_error
 from attacks.transitions import Transitions
 
 TOLERANCE = 0.1

@@ -105,7 +105,7 @@ def test_the_true_next_state_implies_the_true_reward_in_every_round(replay: Tran
 
 def test_targets_of_more_rounds_pin_the_next_state_down(replay: Transitions) -> None:
     errors = {}
-    for rounds in (1, 40):
+    for rounds in (1, 20, 40):
         distances = []
         for row in range(0, REPLAY, 10):
             z = replay[slice(row, row + 1)]
@@ -119,6 +119,7 @@ def test_targets_of_more_rounds_pin_the_next_state_down(replay: Transitions) -> 
         errors[rounds] = sum(distances) / len(distances)
     assert errors[40] < 0.1 * 0.1 * 11**0.5
     assert errors[40] < 0.1 * errors[1]
+    assert errors[40] < errors[20] < errors[1]
 
 
 def _uses(z: Transitions, guess: Transitions, rounds: int) -> Uses:
