@@ -32,7 +32,19 @@ from privguard.reporting.worst_case import headline
 LOGARITHMIC_SPAN = 20.0
 """Levels whose largest is more than this many times the smallest are drawn on a log axis."""
 
-_DASHES = ("--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (6, 2)))
+_DASHES = (
+    "--",
+    ":",
+    "-.",
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (1, 3)),
+    (0, (6, 2)),
+    (0, (8, 2, 2, 2)),
+    (0, (2, 2, 2, 2, 6, 2)),
+)
+
+LEGEND_COLUMN = 1.9
+"""Inches that the longest entry of the legend takes."""
 
 
 def levels_figure(rows: Sequence[FrontierRow], *, release: ReleaseKind = "probe") -> Figure:
@@ -50,7 +62,8 @@ def levels_figure(rows: Sequence[FrontierRow], *, release: ReleaseKind = "probe"
     controls = [row for row in rows if row.undefended and row.release == release]
     normalized = any(row.normalized_return_mean is not None for row in drawable)
 
-    figure = new_figure(max(5.0, 2.5 * len(defenses) + 1), 5.8)
+    width = max(6.0, 2.5 * len(defenses) + 1)
+    figure = new_figure(width, 5.8)
     grid = figure.subplots(2, len(defenses), sharey="row", sharex="col", squeeze=False)
     for (above, below), defense in zip(grid.T, defenses, strict=True):
         own = [row for row in drawable if row.defense == defense]
@@ -69,7 +82,7 @@ def levels_figure(rows: Sequence[FrontierRow], *, release: ReleaseKind = "probe"
     figure.legend(
         handles=_legend(dashes),
         loc="outside lower center",
-        ncols=min(6, 3 + len(attacks)),
+        ncols=min(6, int(width / LEGEND_COLUMN)),
         frameon=False,
         fontsize=9,
     )

@@ -21,3 +21,21 @@ def test_every_return_is_drawn_inside_its_axes(best: float) -> None:
         assert drawn
         assert all(low <= y <= high for y in drawn)
     plt.close(figure)
+
+
+def test_the_legend_fits_beside_a_single_defence_and_tells_attacks_apart() -> None:
+    rows = [row for row in frontier_rows(*sweep()) if row.undefended or row.defense == "gaussian"]
+    attacks = ("analytic", "cocktail", "dlg", "geiping", "learned", "map", "rgia", "spear")
+    figure = levels_figure(
+        [row.model_copy(update={"attack": attack}) for row in rows for attack in attacks]
+    )
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+    assert extent.y0 >= 0
+    handles = {handle.get_label(): handle for handle in legend.legend_handles}
+    patterns = {str(handles[name]._unscaled_dash_pattern) for name in attacks}
+    assert len(patterns) == len(attacks)
+    plt.close(figure)
