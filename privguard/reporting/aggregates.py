@@ -11,7 +11,8 @@ those of rliable:
 - performance profile: the share of a task's runs that score above tau, averaged over tasks.
 
 Where rliable would give an interval of no width, a task with a single run, the items of that run
-are resampled instead; ``statistics.coverage_text`` says what such an interval leaves out.
+are resampled instead (a single item leaves no interval); ``statistics.coverage_text`` says what
+such an interval leaves out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from privguard.reporting.statistics import (
     Array,
     Estimate,
     generator,
+    observations,
     percentile_interval,
 )
 
@@ -45,12 +47,13 @@ def interquartile_mean(tasks: Sequence[Task]) -> Estimate:
     if not tasks:
         return UNDEFINED
     scores = np.concatenate([_scores(task) for task in tasks])
+    iqm = float(trim_mean(scores, CUT))
+    if sum(observations(task) for task in tasks) == 1:
+        return Estimate(iqm)
     resampled = np.concatenate(
         [_resampled_scores(task, f"task {index}") for index, task in enumerate(tasks)], axis=1
     )
-    return percentile_interval(
-        float(trim_mean(scores, CUT)), np.asarray(trim_mean(resampled, CUT, axis=1))
-    )
+    return percentile_interval(iqm, np.asarray(trim_mean(resampled, CUT, axis=1)))
 
 
 def paired_difference(runs: Mapping[int, Array], controls: Mapping[int, Array]) -> Estimate:
@@ -65,6 +68,8 @@ def paired_difference(runs: Mapping[int, Array], controls: Mapping[int, Array]) 
     differences = np.array([runs[seed].mean() - controls[seed].mean() for seed in shared])
     if len(shared) > 1:
         resampled = _drawn(differences, "task 0").mean(axis=1)
+    elif 1 in (len(runs[shared[0]]), len(controls[shared[0]])):
+        return Estimate(float(differences[0]))
     else:
         run = _drawn(runs[shared[0]], "run").mean(axis=1)
         resampled = run - _drawn(controls[shared[0]], "control").mean(axis=1)

@@ -108,10 +108,12 @@ def level_points(rows: Sequence[FrontierRow], defense: str, quantity: Quantity) 
             other.leakage_high
             for other in own
             if (other.level, other.release) == (row.level, "probe")
-            and other.leakage_high is not None
+            and other.leakage_mean is not None
         ]
+        # One target alone leaves all open.
+        high = None if None in highs else max((h for h in highs if h is not None), default=None)
         estimate = (
-            (shown.leakage_mean, shown.leakage_low, max(highs, default=None))
+            (shown.leakage_mean, shown.leakage_low, high)
             if quantity == "leakage"
             else (
                 shown.normalized_return_mean,

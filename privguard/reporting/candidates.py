@@ -107,10 +107,10 @@ def _candidate(strongest: FrontierRow, judged: Sequence[FrontierRow]) -> Candida
         if (row.defense, row.level) == (strongest.defense, strongest.level)
         and row.leakage_mean is not None
     ]
-    bounds = [row.leakage_high for row in same if row.leakage_high is not None]
+    # One target alone leaves all open.
+    bounds = [1.0 if row.leakage_high is None else row.leakage_high for row in same]
     identified = [row.identified_mean for row in same if row.identified_mean is not None]
     identified_bounds = [row.identified_high for row in same if row.identified_high is not None]
-    mean = strongest.leakage_mean or 0.0
     return Candidate(
         defense=strongest.defense,
         level=strongest.level,
@@ -123,9 +123,9 @@ def _candidate(strongest: FrontierRow, judged: Sequence[FrontierRow]) -> Candida
         worst_attack=strongest.attack or "",
         batch_size=strongest.batch_size or 0,
         seeds=strongest.seeds,
-        leakage_mean=mean,
-        leakage_low=mean if strongest.leakage_low is None else strongest.leakage_low,
-        leakage_high=max(bounds, default=mean),
+        leakage_mean=strongest.leakage_mean or 0.0,
+        leakage_low=strongest.leakage_low or 0.0,
+        leakage_high=max(bounds, default=1.0),
         identified_mean=max(identified, default=None),
         identified_high=max(identified_bounds, default=None),
         bytes_up=strongest.bytes_per_round,

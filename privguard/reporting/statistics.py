@@ -7,7 +7,7 @@ the interval is the central 95% of the resampled means.
 
 With two or three seeds such an interval is known to be too narrow: read it as a lower limit on the
 uncertainty. With one seed it says nothing about the variation between seeds. ``coverage_text`` says
-so in the words that reports print.
+so in the words that reports print. A single observation has no interval: resampled it is itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ n seeds their whole range misses it with probability 2^(1-n), 0.06 at five and 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval; ``low <= mean <= high``, or None where it is not defined."""
+    """A mean with its interval; ``low <= mean <= high``, or None where it is not defined.
+
+    One observation alone has a mean and no bounds.
+    """
 
     mean: float | None = None
     low: float | None = None
@@ -84,8 +87,9 @@ def bootstrap_mean(groups: Sequence[Array]) -> Estimate:
     mean = seed_mean(present)
     if mean is None:
         return UNDEFINED
-    weights = _resample_weights(tuple(len(group) for group in present), "items")
-    return percentile_interval(mean, weights @ np.concatenate(present))
+    if observations(present) == 1:
+        return Estimate(mean)
+    return percentile_interval(mean, _resampled(present, "items"))
 
 
 def bootstrap_share(groups: Sequence[Array]) -> Estimate:
@@ -95,18 +99,16 @@ def bootstrap_share(groups: Sequence[Array]) -> Estimate:
     Clopper-Pearson interval of as many independent items: no hit among 24 leaves up to 0.14.
     """
     estimate = bootstrap_mean(groups)
-    if estimate.mean is None or estimate.low is None or estimate.high is None:
+    if estimate.mean is None:
         return UNDEFINED
-    items = sum(len(group) for group in groups)
+    items = observations(groups)
     hits = estimate.mean * items
-    low = beta.ppf(TAIL, hits, items - hits + 1) if hits > 0 else 0.0
-    high = beta.ppf(1 - TAIL, hits + 1, items - hits) if hits < items else 1.0
+    low = float(beta.ppf(TAIL, hits, items - hits + 1)) if hits > 0 else 0.0
+    high = float(beta.ppf(1 - TAIL, hits + 1, items - hits)) if hits < items else 1.0
+    if estimate.low is not None and estimate.high is not None:
+        low, high = min(low, estimate.low), max(high, estimate.high)
     # Rounding may put a resampled mean a little outside [0, 1].
-    return Estimate(
-        estimate.mean,
-        max(0.0, min(float(low), estimate.low)),
-        min(1.0, max(float(high), estimate.high)),
-    )
+    return Estimate(estimate.mean, max(0.0, low), min(1.0, high))
 
 
 def bootstrap_ratio(
@@ -116,8 +118,8 @@ def bootstrap_ratio(
 
     ``numerator[k]`` and ``denominator[k]`` belong to the same seed and are drawn together; an empty
     array marks a seed that one of them lacks. Resamples that leave one of them without any seed are
-    left out. The bounds are None where the denominator's sign is not certain at this confidence.
-    The ratio of a quantity to itself is 1 without uncertainty.
+    left out. The bounds are None where the denominator's sign is not certain at this confidence, or
+    where one of the two was observed once. The ratio of a quantity to itself is 1, for certain.
     """
     if len(numerator) != len(denominator):
         raise ValueError("numerator and denominator must list the same seeds")
@@ -128,6 +130,8 @@ def bootstrap_ratio(
     tops = _resampled(numerator, "items")
     # The same items in both places are the same cell: its episodes must not be drawn twice.
     same = numerator is denominator
+    if not same and 1 in (observations(numerator), observations(denominator)):
+        return Estimate(mean)
     bottoms = tops if same else _resampled(denominator, "reference")
     drawn = np.isfinite(tops) & np.isfinite(bottoms)
     tops, bottoms = tops[drawn] - offset, bottoms[drawn] - offset
@@ -135,6 +139,11 @@ def bootstrap_ratio(
     if positive.mean() < 1 - UNDEFINED_SHARE:
         return Estimate(mean=mean)
     return percentile_interval(mean, tops[positive] / bottoms[positive])
+
+
+def observations(groups: Sequence[Array]) -> int:
+    """Items of all seeds together."""
+    return sum(len(group) for group in groups)
 
 
 def percentile_interval(mean: float, resampled: Array) -> Estimate:

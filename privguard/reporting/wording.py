@@ -39,7 +39,7 @@ def interval_text(mean: float | None, low: float | None, high: float | None) -> 
     if mean is None:
         return "–"
     if low is None or high is None:
-        return f"{_digits(mean)} [unbounded]"
+        return f"{_digits(mean)} [no interval]"
     return f"{_digits(mean)} [{_digits(low)}, {_digits(high)}]"
 
 

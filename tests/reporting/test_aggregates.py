@@ -6,7 +6,7 @@ from privguard.reporting.aggregates import (
     paired_difference,
     performance_profile,
 )
-from privguard.reporting.statistics import coverage_text
+from privguard.reporting.statistics import Estimate, coverage_text
 
 
 def _task(runs: int, shift: float = 0.0, seed: int = 0) -> list[np.ndarray]:
@@ -48,6 +48,13 @@ def test_one_run_is_resampled_by_its_items_and_says_so():
     assert "not how another seed" in coverage_text(1)
     assert "too narrow" in coverage_text(3)
     assert "too narrow" not in coverage_text(10)
+
+
+def test_a_single_item_has_no_interval():
+    one, two = np.array([1.0]), np.array([1.0, 2.0])
+    assert interquartile_mean([[one]]) == Estimate(1.0)
+    assert paired_difference({0: two}, {0: one}) == Estimate(0.5)
+    assert paired_difference({0: one}, {0: two}) == Estimate(-0.5)
 
 
 def test_pairing_removes_what_a_seed_does_to_both():

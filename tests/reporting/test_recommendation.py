@@ -72,6 +72,16 @@ def test_one_seed_is_never_more_than_tentative():
     assert any("One seed only" in reason for reason in advice.reasons)
 
 
+def test_a_single_target_leaves_the_leakage_open():
+    rows = [
+        row.model_copy(update={"leakage_low": None, "leakage_high": None})
+        for row in _rows({1.0: (0.04, 1.2)})
+    ]
+    advice = recommend(rows)
+    assert (advice.choice.leakage_low, advice.choice.leakage_high) == (0.0, 1.0)
+    assert advice.status == "tentative"
+
+
 def test_none_names_the_nearest_level_and_where_to_look():
     advice = recommend(_rows({0.1: (0.4, 1.1), 10.0: (0.02, 0.7)}))
     assert advice.status == "none"

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from privguard.reporting.statistics import (
+    Estimate,
     bootstrap_mean,
     bootstrap_ratio,
     bootstrap_share,
@@ -50,6 +51,16 @@ def test_every_seed_weighs_the_same():
 def test_nothing_measured_is_undefined():
     assert bootstrap_mean([]).mean is None
     assert bootstrap_mean([np.array([])]).mean is None
+
+
+def test_a_single_observation_has_no_interval():
+    alone, pair = np.array([3.0]), np.array([3.0, 5.0])
+    assert bootstrap_mean([alone]) == Estimate(3.0)
+    assert bootstrap_mean([alone, np.array([])]) == Estimate(3.0)
+    assert bootstrap_mean([alone, np.array([5.0])]).low == 3.0
+    assert bootstrap_ratio([alone], [pair], offset=0) == Estimate(0.75)
+    assert bootstrap_ratio([pair], [alone], offset=0).low is None
+    assert bootstrap_share([np.ones(1)]) == Estimate(1.0, pytest.approx(0.025), 1.0)
 
 
 def test_a_share_without_hits_is_not_certain_to_be_zero():
