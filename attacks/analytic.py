@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.first_layers import FirstLayer, first_layers
+from attacks.first_layers import FirstLayer, first_layers, stacked_gradients
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import register_attack
@@ -83,15 +83,7 @@ def _read_rows(observation: Observation, layers: list[FirstLayer]) -> Tensor:
     size = template.state_size + template.action_size
     total = torch.zeros(size, dtype=torch.float64)
     energy = torch.zeros(size, dtype=torch.float64)
-    stacks: dict[tuple[int, ...], list[Tensor]] = {}
-    for first in layers:
-        weight, bias = first.layer.weight, first.layer.bias
-        assert weight is not None
-        assert bias is not None
-        both = torch.cat([observation.gradient[weight], observation.gradient[bias][:, None]], dim=1)
-        stacks.setdefault(tuple(first.columns.tolist()), []).append(both.detach().cpu().double())
-    for columns, parts in stacks.items():
-        stacked = torch.cat(parts)
+    for columns, stacked in stacked_gradients(observation.gradient, layers).items():
         read = _surviving_ratio if observation.channel.zeroed else _rank_one
         x, strength = read(stacked)
         index = torch.tensor(columns)

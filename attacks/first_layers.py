@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,3 +47,20 @@ def first_layers(observation: Observation) -> list[FirstLayer]:
             found.append(FirstLayer(layer, equal.int().argmax(dim=1)))
     reads_state = {int(c) for f in found for c in f.columns}
     return found if set(range(observation.template.state_size)) <= reads_state else []
+
+
+def stacked_gradients(
+    gradient: Mapping[str, Tensor], layers: Sequence[FirstLayer]
+) -> dict[tuple[int, ...], Tensor]:
+    """[dW | db] (m, n + 1) float64 of the layers that read the same columns, one above the other.
+
+    For one record they are all of rank one and share the right singular vector, (x, 1) up to scale.
+    """
+    parts: dict[tuple[int, ...], list[Tensor]] = {}
+    for first in layers:
+        weight, bias = first.layer.weight, first.layer.bias
+        assert weight is not None
+        assert bias is not None
+        both = torch.cat([gradient[weight], gradient[bias][:, None]], dim=1)
+        parts.setdefault(tuple(first.columns.tolist()), []).append(both.detach().cpu().double())
+    return {columns: torch.cat(stack) for columns, stack in parts.items()}

@@ -5,12 +5,12 @@ noise of known law, the best point estimate balances the misfit in units of the 
 distance to the prior in units of its covariance. Where plain gradient matching stops at the
 optimiser's limit, this stops near the Bayesian Cramer-Rao floor (``attacks.bounds``).
 
-A search starts from the closed form of the first layers (one record), from the prior's mean and
-from the known transitions whose gradients fit best. The ReLUs make ledges: first the search leaves
-open which rows of the gradient they make wrong (``misfits.StudentMisfit``), or softens them where
-the noise is not Gaussian; then it alternates damped Gauss-Newton steps with draws around the best
-point, and cools a random walk. Under
-noise the answer is the posterior's mean there, which has the least mean squared error.
+A search starts from the closed forms of the first layers (one record), from the prior's mean and
+from the known transitions whose gradients fit best. The ReLUs make ledges: first the search softens
+them, and under Gaussian noise also leaves open which rows of the gradient they make wrong
+(``misfits.StudentMisfit``); then it alternates damped Gauss-Newton steps with draws around the best
+point, and cools a random walk. Under noise the answer is the posterior's mean there, which has the
+least mean squared error.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from attacks.linear_layers import dense_layers
 from attacks.observation import Observation
 from attacks.posterior_problem import Problem
 from attacks.posterior_search import MakePosterior, Trail, anneal, descend, scatter
+from attacks.posterior_starts import joint_starts, single_starts
 from attacks.prior import Prior
 from attacks.registry import register_attack
 from attacks.smoothed_relu import SmoothedReLU
@@ -37,7 +38,7 @@ class MAP(Attack):
     """Bayes-optimal search over (s, a, y); needs a network of dense layers.
 
     Attributes:
-        starts: points that each target's search begins at.
+        starts: points that each target's search begins at, at least.
         candidates: known transitions that are tried as starts.
         iterations: Gauss-Newton steps before the draws.
         rounds: of draws around the best point, each followed by a few steps; as many again after
@@ -47,8 +48,7 @@ class MAP(Attack):
             with the square of the records, and in what was measured more of them found no more.
         chains, steps, heat: of the random walks, steps for each coordinate of a record; the first
             cools from ``heat``, the second gives the mean.
-        widths: of the smoothed networks, in the unit of the pre-activations, where the noise is not
-            Gaussian or coordinates are missing.
+        widths: of the smoothed networks, in the unit of the pre-activations.
     """
 
     starts: int = 6
@@ -86,24 +86,29 @@ class MAP(Attack):
         assert layers is not None
         problem = Problem.of(observations, layers, prior)
         generator = torch.Generator().manual_seed(seed)
-        starts = problem.starts(self.starts, self.candidates, generator)
-        if 1 < problem.size <= self.crowd and problem.received.gaussian:
-            return problem.answers(self._descended_robustly(starts, problem, generator))
+        search = self._joint_search if problem.size > 1 else self._single_search
+        return problem.answers(search(problem, generator))
+
+    def _joint_search(self, problem: Problem, generator: torch.Generator) -> Trail:
+        starts = joint_starts(problem, generator)
+        if problem.size <= self.crowd and problem.received.gaussian:
+            return self._descended_robustly(starts, problem, generator)
+        return descend(starts, problem.posterior, self.iterations // 2)
+
+    def _single_search(self, problem: Problem, generator: torch.Generator) -> Trail:
+        starts = single_starts(problem, self.starts, self.candidates, generator)
         trail = descend(starts, problem.posterior, self.iterations // 2)
-        if problem.size > 1:
-            return problem.answers(trail)
+        found = trail.joined(self._descended_smoothly(starts, problem))
         if problem.received.gaussian:
-            trail = trail.joined(self._descended_robustly(trail, problem, generator))
-        else:
-            trail = trail.joined(self._descended_smoothly(starts, problem))
-        trail = descend(trail.best(2), problem.posterior, self.iterations)
+            found = found.joined(self._descended_robustly(trail, problem, generator))
+        trail = descend(found.best(2), problem.posterior, self.iterations)
         trail = self._scattered(trail, problem.posterior, generator)
-        if observations[0].channel.random:
-            trail, _ = self._walked(trail, problem, self.heat, generator)
-            trail = self._scattered(trail, problem.posterior, generator)
-            trail, mean = self._walked(trail, problem, 1.0, generator)
-            trail = trail.answered_by(mean)
-        return problem.answers(trail)
+        if not problem.observations[0].channel.random:
+            return trail
+        trail, _ = self._walked(trail, problem, self.heat, generator)
+        trail = self._scattered(trail, problem.posterior, generator)
+        trail, mean = self._walked(trail, problem, 1.0, generator)
+        return trail.answered_by(mean)
 
     def _descended_robustly(
         self, trail: Trail, problem: Problem, generator: torch.Generator

@@ -1,4 +1,4 @@
-"""Several releases as one Bayesian problem: where searches start, and what their ends mean."""
+"""Several releases as one Bayesian problem, and what the ends of searches mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.analytic import Analytic
 from attacks.attack import Reconstruction
 from attacks.linear_layers import LinearLayer
 from attacks.misfits import Received, StudentMisfit
@@ -16,7 +15,6 @@ from attacks.observation import Observation, gradient_matching_error
 from attacks.posterior import Coordinates, Posterior, received_by
 from attacks.posterior_search import Trail
 from attacks.prior import Prior
-from attacks.spear import Spear
 from attacks.transitions import Transitions
 
 REWARD_SHIFTS = (-100.0, -30.0, -10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -69,67 +67,7 @@ class Problem:
             StudentMisfit,
         )
 
-    def starts(self, count: int, candidates: int, generator: torch.Generator) -> Trail:
-        """Where each target's searches begin."""
-        if self.size == 1:
-            return self._single_starts(count, candidates, generator)
-        return self._joint_starts(count, generator)
-
-    def _single_starts(self, count: int, candidates: int, generator: torch.Generator) -> Trail:
-        """The closed form where there is one, the prior's mean, and the best known records."""
-        targets = len(self.observations)
-        pool, pool_actions = self._known(candidates, generator)
-        points = pool[None].expand(targets, -1, -1)
-        actions = None if pool_actions is None else pool_actions[None].expand(targets, -1)
-        first = Analytic()
-        if not first.unsupported(self.observations[0]):
-            found = first.reconstruct_many(self.observations, prior=self.prior, seed=0)
-            closed = [self._closed_form(answer.transitions) for answer in found]
-            points = torch.cat([torch.stack([p for p, _ in closed]), points], dim=1)
-            if actions is not None:
-                actions = torch.cat([torch.stack([a for _, a in closed]), actions], dim=1)
-        if self.observations[0].channel.scale_unknown:
-            points, actions = self._promising(points, actions, 4 * count)
-        points, values = self._best_rewards(points, actions)
-        order = values.argsort(dim=1)[:, :count]
-        chosen = points.gather(1, order[..., None].expand(-1, -1, points.shape[2]))
-        taken = None if actions is None else actions.gather(1, order)[..., None]
-        return Trail.begin(chosen[:, :, None], taken)
-
-    def _promising(
-        self, points: Tensor, actions: Tensor | None, count: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """The ``count`` points (T, n, K) that fit best at one of a few rewards."""
-        value, here = self._along_rewards(points, actions), points[..., -1]
-        values = torch.stack([value(here + shift) for shift in REWARD_SHIFTS]).amin(dim=0)
-        # The closed form's two answers come first and always stay; without it, the prior's mean.
-        values[:, :2] = -torch.inf
-        order = values.argsort(dim=1)[:, :count]
-        kept = points.gather(1, order[..., None].expand(-1, -1, points.shape[2]))
-        return kept, None if actions is None else actions.gather(1, order)
-
-    def _known(self, candidates: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """The prior's mean and known records as points (n, K), with their actions (n,)."""
-        template, like = self.coordinates.template, self.coordinates.mean
-        count = template.action_count
-        actions = None if count is None else torch.arange(count, device=like.device)
-        points = like.new_zeros(count or 1, self.coordinates.width)
-        known = self.prior.known
-        if known is None:
-            return points, actions
-        rows = torch.randperm(len(known), generator=generator)[:candidates]
-        known = known[rows].to(dtype=like.dtype, device=like.device)
-        rewards = self.coordinates.equivalent_rewards(self.observations[0], self.layers, known)
-        points = torch.cat([points, self.coordinates.encode(known, rewards)])
-        return points, None if actions is None else torch.cat([actions, known.action])
-
-    def _closed_form(self, z: Transitions) -> tuple[Tensor, Tensor]:
-        """Two starts (2, K) from the first layers' answer: as it is, and shrunk into the prior."""
-        z = self._filled(z)
-        point = self.coordinates.encode(z)
-        return torch.cat([point, point.clamp(-3, 3)]), z.action.reshape(-1)[:1].repeat(2)
-
-    def _filled(self, z: Transitions) -> Transitions:
+    def filled(self, z: Transitions) -> Transitions:
         """An answer of another attack, with the prior's mean where it knows nothing."""
         like = self.coordinates.mean
         mean = self.prior.mean_transitions(len(z), self.coordinates.template)
@@ -146,12 +84,12 @@ class Problem:
             torch.zeros_like(z.reward),
         )
 
-    def _best_rewards(self, points: Tensor, actions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def best_rewards(self, points: Tensor, actions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Points (T, n, K) with the reward that fits best, and their values (T, n).
 
         The gradient is affine in the reward, so without clipping the posterior is quadratic in it.
         """
-        value = self._along_rewards(points, actions)
+        value = self.along_rewards(points, actions)
         here = points[..., -1]
         if self.observations[0].channel.scale_unknown:
             here = _valley(value, here)
@@ -163,7 +101,7 @@ class Problem:
         values = torch.minimum(fitted, middle)
         return torch.cat([points[..., :-1], last[..., None]], dim=-1), values
 
-    def _along_rewards(self, points: Tensor, actions: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def along_rewards(self, points: Tensor, actions: Tensor | None) -> Callable[[Tensor], Tensor]:
         """Values (T, n) of points (T, n, K) as a function of their rewards (T, n)."""
         targets, count, width = points.shape
         posterior = self.posterior(None if actions is None else actions.reshape(-1, 1))
@@ -175,38 +113,17 @@ class Problem:
 
         return value
 
-    def _joint_starts(self, count: int, generator: torch.Generator) -> Trail:
-        """For b records: what sparse factors give, and a draw of b known records."""
-        targets, size = len(self.observations), self.size
-        pool, pool_actions = self._known(10**9, generator)
-        draws = torch.randint(len(pool), (1, size), generator=generator)
-        points = pool[draws].expand(targets, -1, -1, -1)
-        actions = None
-        if pool_actions is not None:
-            actions = pool_actions[draws].expand(targets, -1, -1)
-        sparse = Spear()
-        if sparse.unsupported(self.observations[0]):
-            return Trail.begin(points, actions)
-        found = sparse.reconstruct_many(self.observations, prior=self.prior, seed=0)
-        records = [self._filled(answer.transitions) for answer in found]
-        exact = torch.stack([self.coordinates.encode(z, z.reward) for z in records])
-        points = torch.cat([exact[:, None], points], dim=1)
-        if actions is not None:
-            chosen = torch.stack([z.action for z in records])
-            actions = torch.cat([chosen[:, None], actions], dim=1)
-        return Trail.begin(points, actions)
-
     def rewarded(self, trail: Trail) -> Trail:
         """Single records' searches with the rewards that fit best, and no value yet."""
         if self.size > 1:
             return trail
         actions = None if trail.actions is None else trail.actions[:, :, 0]
-        points, _ = self._best_rewards(trail.points[:, :, 0], actions)
+        points, _ = self.best_rewards(trail.points[:, :, 0], actions)
         return Trail.begin(points[:, :, None], trail.actions)
 
     def values(self, answers: Sequence[Reconstruction]) -> Tensor:
         """Minus log posterior (T,) of other attacks' answers, up to the constant of ``Trail``."""
-        records = [self._filled(answer.transitions) for answer in answers]
+        records = [self.filled(answer.transitions) for answer in answers]
         points = torch.stack([self.coordinates.encode(z, z.reward) for z in records])
         actions = None
         if self.coordinates.template.discrete:
