@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from privguard.records import ReleaseKind
@@ -95,6 +96,8 @@ def _panels(figure: Figure, small: int) -> tuple[Axes, list[Axes]]:
     lines = (small + 1) // 2
     grid = figure.add_gridspec(lines, 4, width_ratios=(1.1, 1.1, 0.8, 0.8))
     main = figure.add_subplot(grid[:, :2])
+    # The small panels share its ticks; more of them would run into each other there.
+    main.xaxis.set_major_locator(MaxNLocator(5))
     axes = []
     for index in range(small):
         cell = grid[index // 2, 2 + index % 2]
