@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -87,6 +88,16 @@ class Client:
             template=z.template(action_low=-1.0, action_high=1.0),
             channel=channel or Channel(),
         )
+
+
+def noisy(client: Client, z: Transitions, std: float, generator: torch.Generator) -> Observation:
+    """The release of the records ``z`` with Gaussian noise, whose law the server knows."""
+    clean = client.observe(z, Channel(noise_std=std))
+    gradient = {
+        name: g + std * torch.randn(g.shape, generator=generator)
+        for name, g in clean.gradient.items()
+    }
+    return dataclasses.replace(clean, gradient=gradient)
 
 
 def observe_quantiles(model: nn.Module, z: Transitions, template: Template) -> Observation:

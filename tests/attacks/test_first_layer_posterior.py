@@ -5,26 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks import Channel, Observation, Prior, Transitions, get_attack
+from attacks import Observation, Prior, Transitions, get_attack
 from attacks.first_layer_posterior import shrunk_record
 from attacks.first_layers import first_layers
 from attacks.posterior import received_by
-from tests.attacks.conftest import Client
+from tests.attacks.conftest import Client, noisy
 
 ROWS = list(range(600, 2000, 70))
-
-
-def _observed(
-    client: Client, z: Transitions, std: float, generator: torch.Generator
-) -> Observation:
-    clean = client.observe(z)
-    gradient = {
-        name: g + std * torch.randn(g.shape, generator=generator)
-        for name, g in clean.gradient.items()
-    }
-    return Observation(
-        client.model, gradient, client.loss, 1, clean.template, Channel(noise_std=std)
-    )
 
 
 def _shrunk(observation: Observation, prior: Prior) -> torch.Tensor:
@@ -56,7 +43,7 @@ def test_without_noise_the_record_is_exact(hopper: Transitions, prior: Prior) ->
     client = Client.build(11, 3, hidden=64)
     generator = torch.Generator().manual_seed(0)
     truth = hopper[ROWS[0]]
-    found = _shrunk(_observed(client, truth, 0.0, generator), prior)
+    found = _shrunk(noisy(client, truth, 0.0, generator), prior)
     assert float((found - _record(truth)).norm() / _record(truth).norm()) < 1e-4
 
 
@@ -68,7 +55,7 @@ def test_under_noise_it_beats_the_closed_form_and_the_prior(
     mean, factor = prior.whitening()
     errors = []
     for row in ROWS:
-        observation = _observed(client, hopper[row], 0.1, generator)
+        observation = noisy(client, hopper[row], 0.1, generator)
         exact = get_attack("analytic").reconstruct(observation, prior=prior, seed=0).transitions
         answers = torch.stack([_shrunk(observation, prior), _record(exact), mean])
         away = torch.linalg.solve(factor, (answers - _record(hopper[row])).T)

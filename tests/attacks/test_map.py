@@ -10,7 +10,7 @@ from attacks import Channel, Observation, Prior, Transitions, get_attack
 from attacks.bounds import record_information
 from attacks.reference import Reference
 from attacks.scores import score
-from tests.attacks.conftest import Client
+from tests.attacks.conftest import Client, noisy
 
 ROWS = list(range(600, 2000, 90))
 
@@ -24,17 +24,6 @@ def known(hopper: Transitions) -> tuple[Prior, Prior, Reference]:
     population = Prior.fit(shuffled[300:])
     reference = Reference.fit(shuffled[300:], template=hopper.template())
     return Prior.fit(shuffled[:300]), population, reference
-
-
-def noisy(client: Client, z: Transitions, std: float, generator: torch.Generator) -> Observation:
-    clean = client.observe(z)
-    gradient = {
-        name: g + std * torch.randn(g.shape, generator=generator)
-        for name, g in clean.gradient.items()
-    }
-    return Observation(
-        client.model, gradient, client.loss, len(z), clean.template, Channel(noise_std=std)
-    )
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
