@@ -78,7 +78,9 @@ def test_map_reaches_the_floor_of_its_channel(
     ]
     limit = floor(observations, truth, population)
     assert 0.002 < limit < 0.7
-    assert limit / 2 < np.median(errors) < 1.5 * limit
+    assert np.median(errors) < 1.5 * limit
+    # A floor is one of the mean: where errors have a long tail, their median may lie far below.
+    assert np.mean(errors) > limit / 2
 
 
 def test_layer_clipping_alone_hides_nothing(
