@@ -45,42 +45,43 @@ def received(client: Client, z: Transitions, seed: int, *mechanisms: dict) -> Ob
     return Observation(client.model, gradient, client.loss, 1, clean.template, channel)
 
 
-def floor(observations: list[Observation], truth: list[Transitions], population: Prior) -> float:
+def floors(
+    observations: list[Observation], truth: list[Transitions], population: Prior
+) -> np.ndarray:
     information = record_information(observations, truth, population)
     assert information is not None
-    return float(information.floor().median())
+    return information.floor().numpy()
 
 
 @pytest.mark.parametrize(
-    ("mechanisms", "targets"),
+    "mechanisms",
     [
-        ([LAPLACE], 12),
-        ([FOLLOWING], 12),
-        ([{**GAUSSIAN, "noise_std": 0.03}, RANDK], 6),
-        ([LAYER_CLIP, {**GAUSSIAN, "noise_std": 0.003}], 6),
+        [LAPLACE],
+        [FOLLOWING],
+        [{**GAUSSIAN, "noise_std": 0.03}, RANDK],
+        [LAYER_CLIP, {**GAUSSIAN, "noise_std": 0.003}],
     ],
-    ids=lambda x: "+".join(m["mechanism"] for m in x) if isinstance(x, list) else "",
+    ids=lambda x: "+".join(m["mechanism"] for m in x),
 )
 def test_map_reaches_the_floor_of_its_channel(
     hopper: Transitions,
     known: tuple[Prior, Prior, Reference],
     mechanisms: list[dict],
-    targets: int,
 ) -> None:
     adversary, population, reference = known
     client = Client.build(11, 3, hidden=48)
-    truth = [hopper[row] for row in ROWS[:targets]]
+    truth = [hopper[row] for row in ROWS]
     observations = [received(client, z, i, *mechanisms) for i, z in enumerate(truth)]
     answers = get_attack("map").reconstruct_many(observations, prior=adversary, seed=0)
     errors = [
         score(answer, z, adversary, reference)["nmse"]
         for answer, z in zip(answers, truth, strict=True)
     ]
-    limit = floor(observations, truth, population)
-    assert 0.002 < limit < 0.7
-    assert np.median(errors) < 1.5 * limit
-    # A floor is one of the mean: where errors have a long tail, their median may lie far below.
-    assert np.mean(errors) > limit / 2
+    limits = floors(observations, truth, population)
+    assert 0.002 < np.median(limits) < 0.7
+    assert np.median(errors) < 1.5 * np.median(limits)
+    # What the floor bounds is the mean; errors have a long tail, and their median lies below it.
+    assert np.mean(errors) > np.mean(limits) / 2
 
 
 def test_layer_clipping_alone_hides_nothing(
