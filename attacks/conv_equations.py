@@ -18,6 +18,9 @@ from torch import Tensor
 
 from attacks.conv_chains import ConvLayer
 
+EXACT = 1e-3
+"""Errors of a layer's inputs, relative to the largest, that rounding may leave."""
+
 NEGLIGIBLE = 1e-9
 """Singular values below this share of the first are zero but for rounding."""
 
@@ -50,6 +53,12 @@ class GradientEquations:
         values = (left.T @ gradient) / singular[:, None]
         return cls(right.T.reshape(size, places, -1), values, noise_std / singular)
 
+    @classmethod
+    def none(cls, deltas: Tensor, gradient: Tensor) -> GradientEquations:
+        """No equations, of the same shapes."""
+        size, _, places = deltas.shape
+        return cls(deltas.new_zeros(size, places, 0), gradient[:0], gradient[:0, 0])
+
     def apply(self, patches: Tensor) -> Tensor:
         """V^T X (k, n) of patches (b, n, P)."""
         return (patches @ self.mixing.to(patches)).sum(dim=0).T
@@ -61,10 +70,23 @@ class GradientEquations:
 
 @dataclass(frozen=True, eq=False)
 class Inverted:
-    """Inputs (b, *inputs) of a layer, and whether they explain all that is known of it."""
+    """Inputs of a layer as far as they follow from what is known of it.
+
+    Attributes:
+        inputs: (b, *inputs).
+        errors: (b,) how far each record's are from what a ReLU's outputs could be and from giving
+            the known outputs, relative to the largest.
+        explained: whether they satisfy the gradient's equations.
+    """
 
     inputs: Tensor
-    exact: bool
+    errors: Tensor
+    explained: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether they explain all that is known."""
+        return self.explained and bool((self.errors <= EXACT).all())
 
 
 def invert_layer(
@@ -108,14 +130,14 @@ def invert_layer(
     start = guess * sought
     x = conjugate_gradients(normal, right, start, iterations=iterations, diagonal=diagonal)
     x = x + guess * (1 - sought)
-    return Inverted(x, _consistent(layer, x, outputs) and _fits(layer, x, equations))
+    return Inverted(x, _errors(layer, x, outputs), _fits(layer, x, equations))
 
 
-def _consistent(layer: ConvLayer, x: Tensor, outputs: Tensor) -> bool:
-    """Whether ``x`` could be a ReLU's output and gives ``outputs`` (b, *outputs)."""
+def _errors(layer: ConvLayer, x: Tensor, outputs: Tensor) -> Tensor:
+    """How far ``x`` is from a ReLU's outputs and from giving ``outputs`` (b, *outputs), (b,)."""
     again = layer.linear(x.clamp_min(0.0)).relu()
-    close = (again - outputs).abs().max() <= 1e-3 * outputs.abs().max()
-    return bool(close) and bool(x.min() >= -1e-3 * x.max())
+    off = (again - outputs).abs().amax(dim=(1, 2, 3)) / outputs.abs().max()
+    return torch.maximum(off, -x.amin(dim=(1, 2, 3)) / x.max())
 
 
 def _fits(layer: ConvLayer, x: Tensor, equations: GradientEquations) -> bool:

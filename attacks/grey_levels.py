@@ -7,6 +7,8 @@ so that the others are their least-squares solution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,15 @@ MOST_FREE = 0.25
 
 DOUBTED = 400
 """Pixels that are doubted at once in a solution, those on which the misfit pulls most."""
+
+PURSUED = 400
+"""Pixels among which wrong ones are sought one by one."""
+
+MOST_WRONG = 64
+"""Pixels that are corrected so at most."""
+
+FOUND = 1e-2
+"""Share of the misfit that may be left by then."""
 
 POLISHES = 5
 STEPS = 80
@@ -68,3 +79,37 @@ def _correction(images: Tensor, free: Tensor, equations: PixelEquations) -> Tens
     right = free * equations.adjoint(equations.missing(images))
     start = torch.zeros_like(images)
     return free * conjugate_gradients(normal, right, start, iterations=STEPS, tolerance=1e-7)
+
+
+def correct_levels(images: Tensor, equations: PixelEquations, levels: int) -> Tensor:
+    """One image (1, C, H, W) at grey levels with the few wrong ones made right, one by one.
+
+    Orthogonal matching pursuit (Pati, Rezaiifar, Krishnaprasad 1993, Asilomar) in the pixels on
+    which the misfit pulls most.
+    """
+    missing = _flat(equations.missing(images))
+    pull = equations.adjoint(equations.missing(images)).abs().flatten()
+    candidates = pull.topk(min(PURSUED, len(pull))).indices
+    columns = []
+    for index in candidates:
+        unit = torch.zeros_like(images)
+        unit.flatten()[index] = 1 / levels
+        columns.append(_flat(equations.exact(equations.apply(unit))))
+    matrix = torch.stack(columns, dim=1).double()
+    sizes = matrix.norm(dim=0).clamp_min(1e-300)
+    chosen: list[int] = []
+    left, target = missing.double(), missing.double()
+    found = torch.zeros(0, dtype=torch.float64)
+    for _ in range(MOST_WRONG):
+        chosen.append(int(((matrix.T @ left).abs() / sizes).argmax()))
+        found = torch.linalg.lstsq(matrix[:, chosen], target[:, None]).solution[:, 0]
+        left = target - matrix[:, chosen] @ found
+        if left.norm() <= FOUND * target.norm():
+            break
+    moved = images.clone()
+    moved.flatten()[candidates[chosen]] += (found.round() / levels).to(images)
+    return moved.clamp(0.0, 1.0)
+
+
+def _flat(blocks: Sequence[Tensor]) -> Tensor:
+    return torch.cat([block.flatten() for block in blocks])

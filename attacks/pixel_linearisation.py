@@ -9,11 +9,14 @@ from torch import Tensor
 
 from attacks.active_units import settle_active
 from attacks.pixel_equations import PixelEquations
-from attacks.pixel_knowledge import PixelKnowledge
+from attacks.pixel_knowledge import REPRODUCED, PixelKnowledge
 from attacks.pixel_problem import features_of, outputs_of
 
 EXPLAINED = 1e-5
 """Relative misfit below which rounded pixels are the true ones: a wrong one leaves more."""
+
+TWICE = 2.0
+"""Times its estimate that noise from other records may be without counting as unexplained."""
 
 NEAR = 1e-2
 """How far from zero a unit's activity at guessed pixels may be wrong, relative to the largest
@@ -27,7 +30,8 @@ class Linearised:
     Attributes:
         fires: (b, *outputs) of the last layer considered; ``masks`` of those below.
         deltas: gradients at each layer's outputs, after its ReLU.
-        left: root mean square of each layer's unexplained gradient, then of the outputs.
+        left: root mean square of each layer's gradient that noise does not explain, then of the
+            outputs.
         unexplained: of all, relative to what was received.
     """
 
@@ -43,14 +47,13 @@ def linearise(known: PixelKnowledge, images: Tensor) -> Linearised:
     layers = known.problem.layers[: known.depth]
     before = outputs_of(layers, images)
     activations = [z.relu() for z in before]
-    exact = known.outputs_std == 0
-    fires = known.outputs > 0 if exact else activations[-1] > 0
+    fires = known.outputs > 0 if known.exact else activations[-1] > 0
     masks: list[Tensor] = []
     deltas = [known.deltas * fires]
     for level in reversed(range(len(layers) - 1)):
         below = layers[level + 1].backward(deltas[0])
         received, active = known.biases[level], before[level] > 0
-        if exact and received is not None:
+        if known.exact and known.alone and received is not None:
             z, near = before[level].double(), NEAR * float(activations[level].amax())
             active, _ = settle_active(z, below, received, active, near)
         masks.insert(0, active.double())
@@ -58,8 +61,10 @@ def linearise(known: PixelKnowledge, images: Tensor) -> Linearised:
     left, shares = [], []
     for level, (x, delta) in enumerate(zip([images, *activations], deltas, strict=False)):
         formed = (delta.flatten(2) @ layers[level].patches(x).double().mT).sum(dim=0)
-        gradient, _ = known.gradient(level, delta)
-        left.append(float((formed - gradient).square().mean().sqrt()))
+        gradient, std = known.gradient(level, delta)
+        missing = float((formed - gradient).square().mean())
+        noise = 0.0 if known.alone else (TWICE * std) ** 2
+        left.append(max(missing - noise, 0.0) ** 0.5)
         shares.append(left[-1] / float(gradient.square().mean().sqrt().clamp_min(1e-300)))
     left.append(float((activations[-1] - known.outputs).square().mean().sqrt()))
     shares.append(left[-1] / float(known.outputs.square().mean().sqrt().clamp_min(1e-300)))
@@ -75,7 +80,7 @@ def pixel_equations(
     How wrong is seen in what the images leave unexplained: a share of it counts as noise, the
     damping of the Levenberg-Marquardt method, and is gone once the images are the true ones.
     """
-    exact = known.depth == 1 and known.outputs_std == 0
+    exact = known.depth == 1 and known.exact and known.alone
     extra = [0.0 if exact else damping * left for left in linear.left]
     return PixelEquations.of(
         known.problem.layers[: known.depth],
@@ -90,7 +95,12 @@ def pixel_equations(
 
 
 def explains(known: PixelKnowledge, images: Tensor, equations: PixelEquations) -> bool:
-    """Whether images meet the equations, at the active units that these were formed for."""
+    """Whether images meet the equations, at the active units that these were formed for.
+
+    Where the gradients have unknown parts, that they have the features has to do.
+    """
+    if not known.alone:
+        return bool((known.reproduced(images) <= REPRODUCED).all())
     if equations.misfit(images) > EXPLAINED:
         return False
     activations = features_of(known.problem.layers[: known.depth], images)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attacks.conv_equations import invert_layer
 from attacks.conv_features import hear_features
-from attacks.grey_levels import polish_levels, settle_levels
+from attacks.grey_levels import correct_levels, polish_levels, settle_levels
 from attacks.observation import Observation
+from attacks.pixel_descent import descend
 from attacks.pixel_equations import PixelEquations
-from attacks.pixel_knowledge import PixelKnowledge
+from attacks.pixel_knowledge import REPRODUCED, PixelKnowledge
 from attacks.pixel_linearisation import explains, linearise, pixel_equations
 from attacks.pixel_problem import LEVELS, PixelProblem
-from attacks.sparse_features import invert_sparsely
 from attacks.sparse_frames import SparsePrior, SparseSearch
 
 ROUND = 40
 """Iterations of the search before active units are taken anew."""
+
+NEARLY = 2e-3
+"""Relative misfit of a record's features up to which single pixels are corrected."""
+
+PASS = 5 * ROUND
+"""Iterations before records that are found are held, and what they leave open is solved anew."""
 
 FIRST_DAMPING, EASED, STIFFENED = 1.0, 0.6, 3.0
 """Share of what is unexplained that counts as noise while active units are uncertain, at first, and
@@ -43,69 +48,65 @@ def solve_pixels(
     heard = hear_features(observation, problem.chain, problem.features[-1].flatten(1), seed=seed)
     if not len(heard.features):
         return Pixels(problem.states(problem.average[None][:0]), None, "")
-    noisy = observation.channel.random
     known = PixelKnowledge.of(problem, observation, heard)
-    if not noisy:
-        known = _descend(known)
-    images, done = _search(known, iterations)
-    note = "" if noisy or done else "the pixels do not explain the gradient"
+    if known.exact:
+        images, done = _settle(known, iterations)
+        note = "" if done else "the pixels do not explain the gradient"
+    else:
+        images, _ = _search(known, iterations)
+        note = ""
     return Pixels(problem.states(images), heard.actions, note)
 
 
-def _descend(known: PixelKnowledge) -> PixelKnowledge:
-    """Solves layer after layer for its inputs, while they are determined."""
-    while known.depth > 1:
-        layer = known.problem.layers[known.depth - 1]
-        delta = known.deltas * (known.outputs > 0)
-        equations = known.equations(known.depth - 1, delta)
-        guess = known.guesses[known.depth - 2]
-        possible = known.possible(known.depth - 2, guess)
-        start = guess * possible
-        solved = invert_layer(layer, equations, known.outputs, start, free=possible)
-        if not solved.exact:
-            seen = known.seen()
-            free = possible & ~seen.same
-            usual = seen.inputs.double() * possible
-            solved = invert_layer(layer, equations, known.outputs, usual, free=free)
-            if not solved.exact:
-                solved = invert_sparsely(layer, equations, known.outputs, usual, free)
-        if not solved.exact:
-            return known
-        below = layer.backward(delta)
-        inputs, certain = known.rectified(solved.inputs, below, known.depth - 2)
-        guesses = list(known.guesses)
-        guesses[known.depth - 2] = inputs
-        known = replace(
-            known,
-            depth=known.depth - 1,
-            outputs=inputs,
-            certain=certain,
-            deltas=below,
-            guesses=tuple(guesses),
-        )
-    return known
+def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
+    """Images (b, C, H, W) in [0, 1] without noise, and whether they explain all that is known.
+
+    Records whose images reproduce their features are held from then on, which leaves the others
+    fewer unknowns. Ends after ``iterations`` in which none was added.
+    """
+    images, rest = known.images, known
+    settled = torch.zeros(len(images), dtype=torch.bool)
+    deep, spent = descend(rest), 0
+    while spent < iterations:
+        # Where the lower layers' equations mislead, features alone may not, and the other way.
+        tried = deep if spent % (2 * PASS) == 0 else rest
+        tried = tried.guessing(images[tried.records])
+        found, done = _search(tried, min(PASS, iterations - spent))
+        misfit = tried.reproduced(found)
+        better = misfit < tried.reproduced(tried.images)
+        images = images.index_copy(0, tried.records[better], found[better])
+        if done and tried.alone:
+            return images.index_copy(0, tried.records, found), True
+        settled = settled.index_fill(0, tried.records[misfit <= REPRODUCED], True)
+        deep, spent = deep.doubting(), spent + PASS
+        if bool(settled[rest.records].any()):
+            if bool(settled.all()):
+                return images, True
+            rest = known.guessing(images).among(~settled)
+            deep, spent = descend(rest), 0
+    return images, False
 
 
 def _search(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     """Images (b, C, H, W) in [0, 1], and whether they explain all that is known."""
-    problem, exact = known.problem, known.outputs_std == 0
+    problem, exact = known.problem, known.exact
     prior = SparsePrior.of(problem.known, problem.average, robust=exact)
-    start = known.nearest if exact else problem.average.expand_as(known.nearest).clone()
+    start = known.images if exact else problem.average.expand_as(known.images).clone()
     settled = known.depth == 1 and exact
     free = None
-    if settled:
-        seen_before = known.seen()
-        free = ~seen_before.same.expand_as(start)
-        start = torch.where(free, start, seen_before.inputs.to(start))
+    if exact:
+        seen = known.seen(0)
+        free = ~seen.same.expand_as(start)
+        start = torch.where(free, start, seen.inputs.to(start))
     search = SparseSearch(prior, start, free)
     damping, best = FIRST_DAMPING, math.inf
     kept = problem.rounded(start) if exact else start
     for spent in range(0, iterations, ROUND):
         if not settled or spent == 0:
-            seen = problem.rounded(search.images) if exact else search.images.clamp(0, 1)
-            linear = linearise(known, seen)
+            images = problem.rounded(search.images) if exact else search.images.clamp(0, 1)
+            linear = linearise(known, images)
             if linear.unexplained < best:
-                best, kept = linear.unexplained, seen
+                best, kept = linear.unexplained, images
                 damping = damping * EASED if spent else damping
             else:
                 damping = damping * STIFFENED
@@ -124,9 +125,28 @@ def _search(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
             guess = settle_levels(search.images, equations, LEVELS)
             found = guess if explains(known, guess, equations) else None
         if found is not None:
-            return polish_levels(found, equations, LEVELS) if problem.grey else found, True
+            polished = problem.grey and known.alone
+            return polish_levels(found, equations, LEVELS) if polished else found, True
     images = search.images.clamp(0.0, 1.0)
     images = problem.rounded(images) if exact else images
     if not settled and linearise(known, images).unexplained > best:
         images = kept
+    if exact and problem.grey:
+        images = torch.cat([_corrected(known.only(i), images[[i]]) for i in range(len(images))])
     return images, False
+
+
+def _corrected(known: PixelKnowledge, images: Tensor) -> Tensor:
+    """One record's image with wrong levels made right by its outputs, then by its features."""
+    forms = [known, known.at_features()]
+    misfit, tried = known.reproduced(images), 0
+    while tried < len(forms) and REPRODUCED < misfit < NEARLY:
+        form = forms[tried]
+        equations = pixel_equations(form, linearise(form, images), images, 1.0, 0.0)
+        better = correct_levels(images, equations, LEVELS)
+        left = known.reproduced(better)
+        if left < misfit / 2:
+            images, misfit, tried = better, left, 0
+        else:
+            tried += 1
+    return images

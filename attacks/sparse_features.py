@@ -10,6 +10,7 @@ that no equation contradicts are the true ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,7 +43,7 @@ WITNESSES = 4
 
 @dataclass(frozen=True, eq=False)
 class SeenBefore:
-    """Inputs (b, *inputs) of a layer as samples had them, by place the sample with nearest outputs.
+    """Inputs (b, *inputs) of layers as samples had them, by place the sample with nearest outputs.
 
     ``same`` (b, 1, H, W) is true where some place that reads them has the sample's outputs exactly.
     """
@@ -52,12 +53,13 @@ class SeenBefore:
 
 
 def seen_before(
-    layer: ConvLayer, outputs: Tensor, known: Tensor, known_outputs: Tensor
+    layers: Sequence[ConvLayer], outputs: Tensor, known: Tensor, known_outputs: Tensor
 ) -> SeenBefore:
-    """What samples tell of a layer's inputs.
+    """What samples tell of the first layer's inputs.
 
     Args:
-        outputs: (b, *outputs) after the ReLU.
+        layers: one after the other.
+        outputs: (b, *outputs) of the last, after its ReLU.
         known: (n, *inputs) of the samples, and their outputs (n, *outputs).
     """
     found, same = [], []
@@ -65,27 +67,29 @@ def seen_before(
         away = (known_outputs - one).flatten(2)
         told = (one > 0).flatten(1).sum(dim=0) >= WITNESSES
         equal = (away.abs().amax(dim=1) <= MATCH * outputs.max()) & told  # (n, P)
-        matches = _spread(layer, equal.to(outputs))
-        nearness = -_spread(layer, away.square().sum(dim=1))
+        matches = _spread(layers, equal.to(outputs))
+        nearness = -_spread(layers, away.square().sum(dim=1))
         certain = (matches > 0).any(dim=0)
         index = torch.where(certain, matches.argmax(dim=0), nearness.argmax(dim=0))
-        index = index.expand(1, layer.inputs[0], -1, -1)
+        index = index.expand(1, layers[0].inputs[0], -1, -1)
         found.append(known.gather(0, index)[0])
         same.append(certain[None])
     return SeenBefore(torch.stack(found), torch.stack(same))
 
 
-def _spread(layer: ConvLayer, places: Tensor) -> Tensor:
-    """Numbers (n, P) of places summed at the inputs that each reads, (n, H, W)."""
-    area = layer.kernel[0] * layer.kernel[1]
-    return F.fold(
-        places[:, None].expand(-1, area, -1),
-        layer.inputs[1:],
-        layer.kernel,
-        layer.dilation,
-        layer.padding,
-        layer.stride,
-    )[:, 0]
+def _spread(layers: Sequence[ConvLayer], places: Tensor) -> Tensor:
+    """Numbers (n, P) of the last layer's places summed at the inputs that each reads, (n, H, W)."""
+    for layer in reversed(layers):
+        area = layer.kernel[0] * layer.kernel[1]
+        places = F.fold(
+            places.flatten(1)[:, None].expand(-1, area, -1),
+            layer.inputs[1:],
+            layer.kernel,
+            layer.dilation,
+            layer.padding,
+            layer.stride,
+        )[:, 0]
+    return places
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +142,7 @@ def invert_sparsely(
         stiffness=0.0,
         like=start,
     )
-    solved = Inverted(usual, False)
+    solved = Inverted(usual, torch.full((len(usual),), torch.inf), False)
     for _ in range(ROUNDS):
         search.run(problem, ROUND)
         x = search.images.to(usual) * scale
