@@ -27,7 +27,7 @@ from torch import Tensor
 
 from attacks.linear_layers import LinearLayer, dense_layers
 from attacks.misfits import Received
-from attacks.normal_equations import Decode, NormalEquations
+from attacks.normal_equations import MOST_UNKNOWNS, Decode, NormalEquations
 from attacks.observation import Observation
 from attacks.posterior import Coordinates, received_by
 from attacks.prior import Prior
@@ -111,7 +111,8 @@ def record_information(
             the target y that any adversary could hold. Its deviations are the sigma units.
 
     Returns:
-        None where the channel has no Fisher information to bound it by (``Channel.bounding``:
+        None where the records have more than ``MOST_UNKNOWNS`` coordinates together, where the
+        channel has no Fisher information to bound it by (``Channel.bounding``:
         releases rounded or sparse without noise before), where actions are discrete, or where a
         layer is not dense: no floor is claimed there.
     """
@@ -122,6 +123,8 @@ def record_information(
     observations = [replace(o, channel=channel) for o in observations]
     first = observations[0]
     coordinates = Coordinates.of(first, layers, population)
+    if first.batch_size * coordinates.width > MOST_UNKNOWNS:
+        return None
     like = coordinates.mean
     sigma = population.raw_std().to(like)
     kept = sigma >= SIGMA_FLOOR

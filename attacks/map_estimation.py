@@ -23,6 +23,7 @@ from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
 from attacks.linear_layers import dense_layers
+from attacks.normal_equations import MOST_UNKNOWNS
 from attacks.observation import Observation
 from attacks.posterior_problem import Problem
 from attacks.posterior_search import MakePosterior, Trail, anneal, descend, scatter
@@ -68,6 +69,14 @@ class MAP(Attack):
             return "the release sums local steps, the likelihood here is of a single gradient"
         if dense_layers(observation) is None:
             return "released parameters outside dense layers, or layers called more than once"
+        template = observation.template
+        moving = template.state_size + (0 if template.discrete else template.action_size)
+        unknowns = observation.batch_size * (moving + 1)
+        if unknowns > MOST_UNKNOWNS:
+            return (
+                f"{observation.batch_size} records have {unknowns:,} unknowns together, "
+                f"at most {MOST_UNKNOWNS:,} fit the equations' matrices"
+            )
         channel = observation.channel
         names = {mechanism["mechanism"] for mechanism in channel.mechanisms}
         if observation.batch_size > 1 and channel.clips_sum:

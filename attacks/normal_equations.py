@@ -29,6 +29,9 @@ from attacks.misfits import Misfit, Received
 from attacks.observation import Observation
 from attacks.transitions import Transitions
 
+MOST_UNKNOWNS = 10_000
+"""Coordinates of all records together: a matrix of them, of which there are several, is 0.8 GB."""
+
 _Sides: TypeAlias = tuple[list[Tensor], ...]
 """Deltas and inputs of all layers, (G b, .) each."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks import Channel, Observation, Prior, Transitions
+from attacks import Channel, Observation, Prior, Transitions, get_attack
 from attacks.bounds import (
     RecordInformation,
     guo_bound,
@@ -44,6 +45,13 @@ def test_floor_falls_from_the_prior_to_nothing(hopper: Transitions) -> None:
     assert floors[0] == pytest.approx(1.0, abs=0.01)
     assert floors[0] > floors[1] > floors[2]
     assert floors[2] < 0.05
+
+
+def test_no_floor_is_claimed_where_its_matrices_would_not_fit(hopper: Transitions) -> None:
+    client, rows = Client.build(11, 3, hidden=32), hopper[:700]
+    many = dataclasses.replace(client.observe(rows), channel=Channel(noise_std=1.0))
+    assert record_information([many], [rows], Prior.fit(hopper)) is None
+    assert "10,500 unknowns" in get_attack("map").unsupported(many)
 
 
 def test_strict_floor_is_below_the_mean_of_local_ones(hopper: Transitions) -> None:
