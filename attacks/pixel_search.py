@@ -69,16 +69,18 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     deep, spent = descend(rest), 0
     while spent < iterations:
         # Where the lower layers' equations mislead, features alone may not, and the other way.
-        tried = deep if spent % (2 * PASS) == 0 else rest
+        sure = deep.alone and deep.depth == 1
+        tried = deep if sure or spent % (2 * PASS) == 0 else rest
         tried = tried.guessing(images[tried.records])
-        found, done = _search(tried, min(PASS, iterations - spent))
+        steps = iterations - spent if sure else min(PASS, iterations - spent)
+        found, done = _search(tried, steps)
         misfit = tried.reproduced(found)
         better = misfit < tried.reproduced(tried.images)
         images = images.index_copy(0, tried.records[better], found[better])
         if done and tried.alone:
             return images.index_copy(0, tried.records, found), True
         settled = settled.index_fill(0, tried.records[misfit <= REPRODUCED], True)
-        deep, spent = deep.doubting(), spent + PASS
+        deep, spent = deep.doubting(), spent + steps
         if bool(settled[rest.records].any()):
             if bool(settled.all()):
                 return images, True

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attacks.frame_model import FrameModel
+from attacks.shrinkage import shrunk_correlation
 from attacks.transition_model import TransitionModel
 from attacks.transitions import (
     Bound,
@@ -174,10 +175,9 @@ class Prior:
         return self._rows.std(dim=0, correction=0)
 
     def joint_covariance(self) -> Tensor:
-        """(D, D) covariance of [state, action], correlations shrunk by the OAS estimator.
+        """(D, D) covariance of [state, action], correlations shrunk (``attacks.shrinkage``).
 
-        Oracle Approximating Shrinkage: Chen, Wiesel, Eldar, Hero, 2010 (arXiv 0907.4698), applied
-        to standardised data. The identity without samples.
+        The identity without samples.
 
         Raises:
             ValueError: states have more than ``MODEL_LIMIT`` coordinates; use ``joint_std``.
@@ -192,15 +192,7 @@ class Prior:
             return torch.eye(size)
         std = self.joint_std
         x = (self._rows - self.joint_mean) / std
-        correlation = x.T @ x / self.samples
-        trace, square = float(correlation.trace()), float(correlation.square().sum())
-        excess = square - trace**2 / size
-        weight = 1.0
-        if excess > 0:
-            scale = 1 - 2 / size
-            weight = min(1.0, (scale * square + trace**2) / ((self.samples + scale) * excess))
-        shrunk = (1 - weight) * correlation
-        shrunk.diagonal().fill_(1.0)
+        shrunk = shrunk_correlation(x)
         return shrunk * std[:, None] * std[None, :]
 
     def whitening(self) -> tuple[Tensor, Tensor]:

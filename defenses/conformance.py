@@ -6,19 +6,16 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import skip_init
+from torch import Tensor
 
 from defenses.aggregation import Aggregate, ThresholdError
+from defenses.conformance_case import BATCH_SIZE, CLIENTS, bound_to, example_case
 from defenses.pipeline import Defense, parse
 from defenses.registry import get_defense_info
 from defenses.session import Session
 
-CLIENTS = 4
-BATCH_SIZE = 8
 REPEATS = 100
 """Draws behind the comparison of two distributions."""
 
@@ -30,20 +27,6 @@ class ConformanceError(AssertionError):
         """Keeps ``failures``, one line each; the message lists them all."""
         super().__init__("\n".join(failures))
         self.failures = failures
-
-
-@dataclass
-class _Case:
-    """A tiny model, the clients' stacked minibatches and a loss through them."""
-
-    module: nn.Module
-    inputs: Tensor
-    targets: Tensor
-    owner: Tensor
-
-    def losses(self, rows: Tensor | slice) -> Tensor:
-        """Squared errors, (len(rows),)."""
-        return 0.5 * (self.module(self.inputs[rows]).squeeze(-1) - self.targets[rows]) ** 2
 
 
 def check_defense(text: str) -> None:
@@ -84,30 +67,6 @@ def _failures(defense: Defense) -> Iterator[str]:
             yield f"{defense.text}: {name}: raised {type(error).__name__}: {error}"
 
 
-def _case(rows_per_client: int = BATCH_SIZE) -> _Case:
-    generator = torch.Generator().manual_seed(7)
-    module = nn.Sequential(
-        skip_init(nn.Linear, 5, 12),
-        nn.LayerNorm(12, elementwise_affine=False),
-        nn.ReLU(),
-        skip_init(nn.Linear, 12, 1),
-    )
-    for parameter in module.parameters():
-        nn.init.uniform_(parameter, -0.4, 0.4, generator=generator)
-    rows = CLIENTS * rows_per_client
-    return _Case(
-        module,
-        torch.randn(rows, 5, generator=generator),
-        torch.randn(rows, generator=generator),
-        torch.arange(CLIENTS).repeat_interleave(rows_per_client),
-    )
-
-
-def _bind(defense: Defense, case: _Case, seed: int = 0) -> Session:
-    generator = torch.Generator().manual_seed(seed)
-    return defense.bind(case.module, clients=CLIENTS, batch_size=BATCH_SIZE, generator=generator)
-
-
 def _describes_itself(defense: Defense) -> Iterator[str]:
     described = defense.describe(batch_size=BATCH_SIZE, clients=CLIENTS)
     if json.loads(json.dumps(described, allow_nan=False)) != described:
@@ -125,8 +84,8 @@ def _describes_itself(defense: Defense) -> Iterator[str]:
 
 
 def _releases_are_sound(defense: Defense) -> Iterator[str]:
-    case = _case()
-    with _bind(defense, case) as session:
+    case = example_case()
+    with bound_to(defense, case) as session:
         releases = session.release(case.losses, case.owner, session.new_memory())
         if releases.shape != (CLIENTS, session.layout.size):
             yield f"release has shape {tuple(releases.shape)}"
@@ -143,8 +102,8 @@ def _releases_are_sound(defense: Defense) -> Iterator[str]:
 
 def _is_reproducible(defense: Defense) -> Iterator[str]:
     def draw(seed: int) -> Tensor:
-        case = _case()
-        with _bind(defense, case, seed) as session:
+        case = example_case()
+        with bound_to(defense, case, seed) as session:
             aggregate = _opened(session, session.release(case.losses, case.owner))
             return torch.zeros(0) if aggregate is None else aggregate.mean
 
@@ -157,11 +116,11 @@ def _is_reproducible(defense: Defense) -> Iterator[str]:
 
 
 def _leaves_module_alone(defense: Defense) -> Iterator[str]:
-    case = _case()
+    case = example_case()
     before = copy.deepcopy(case.module)
     marked = next(case.module.parameters())
     marked.grad = torch.ones_like(marked)
-    session = _bind(defense, case)
+    session = bound_to(defense, case)
     session.release(case.losses, case.owner)
     if defense.additive:
         session.mean_release(case.losses, case.owner)
@@ -187,8 +146,8 @@ def _leaves_module_alone(defense: Defense) -> Iterator[str]:
 
 
 def _keeps_memory(defense: Defense) -> Iterator[str]:
-    case = _case()
-    with _bind(defense, case) as session:
+    case = example_case()
+    with bound_to(defense, case) as session:
         memory = session.new_memory()
         if any(transform.uses_memory for transform in defense.transforms) != (memory is not None):
             yield "new_memory() does not match the transforms"
@@ -202,8 +161,8 @@ def _keeps_memory(defense: Defense) -> Iterator[str]:
 
 
 def _mean_matches_releases(defense: Defense) -> Iterator[str]:
-    case = _case()
-    with _bind(defense, case) as session:
+    case = example_case()
+    with bound_to(defense, case) as session:
         if not defense.additive:
             try:
                 session.mean_release(case.losses, case.owner)
@@ -229,8 +188,8 @@ def _mean_matches_releases(defense: Defense) -> Iterator[str]:
 
 def _aggregates(defense: Defense) -> Iterator[str]:
     stated = {} if defense.aggregation is None else defense.describe(clients=CLIENTS)[-1]
-    case = _case()
-    with _bind(defense, case) as session:
+    case = example_case()
+    with bound_to(defense, case) as session:
         releases = session.release(case.losses, case.owner)
         # Within the norm that the aggregation clips to, so that clipping changes nothing.
         longest = torch.linalg.vector_norm(releases, dim=1).max().item()
@@ -270,8 +229,8 @@ def _opened(session: Session, releases: Tensor) -> Aggregate | None:
 
 def _mean_is_the_aggregates(defense: Defense) -> Iterator[str]:
     def rounds(mean_of: Callable[[Session, Tensor], Tensor]) -> list[Tensor | None]:
-        case = _case()
-        with _bind(defense, case) as session:
+        case = example_case()
+        with bound_to(defense, case) as session:
             releases = session.release(case.losses, case.owner)
             means: list[Tensor | None] = []
             for _ in range(5):

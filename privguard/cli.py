@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from privguard import __version__
-from privguard.cli_reports import MaxLeakageOption, MaxRewardLossOption, reports
+from privguard.cli_options import (
+    AttackOption,
+    BudgetOption,
+    DefenseOption,
+    EnvOption,
+    JsonOption,
+    KnowledgeOption,
+    LocalStepsOption,
+    MaxLeakageOption,
+    MaxRewardLossOption,
+    ObsOption,
+    PriorFractionOption,
+)
+from privguard.cli_reports import reports
 from privguard.errors import BadInput
 
 app = typer.Typer(
@@ -23,46 +36,6 @@ app = typer.Typer(
     "while the policy still works?",
     epilog="Start with `privguard sweep --env ant --budget smoke`, then without `--budget`.",
 )
-
-
-EnvOption = Annotated[str, typer.Option("--env", help="Environment, see `privguard list`.")]
-ObsOption = Annotated[
-    str, typer.Option("--obs", help="Observation of the environment, e.g. `contact` for ant.")
-]
-DefenseOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--defense",
-        help="NAME[=LEVEL[,LEVEL...]], joined by `+`; repeat for several. Without a level: the "
-        "default grid. [default: every defence]",
-    ),
-]
-LocalStepsOption = Annotated[
-    int,
-    typer.Option(
-        help="Gradient steps of a client in a round: 1 is FedSGD, more is FedAvg, where the sum of "
-        "local gradients is shared and dp-sgd is left out."
-    ),
-]
-AttackOption = Annotated[
-    list[str] | None,
-    typer.Option("--attack", help="Attack; repeat for several. [default: every attack]"),
-]
-KnowledgeOption = Annotated[
-    str,
-    typer.Option(
-        help="What the adversary knew beforehand: none, samples of the training data, or the "
-        "simulator as well."
-    ),
-]
-PriorFractionOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of the training data that the adversary holds, at most 0.03. [default: 0.003]"
-    ),
-]
-BudgetOption = Annotated[str, typer.Option(help="smoke, quick, standard or full.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -7,16 +7,11 @@ from typing import Annotated
 
 import typer
 
+from privguard.cli_options import JsonOption, MaxLeakageOption, MaxRewardLossOption
+
 reports = typer.Typer()
 
 RunArgument = Annotated[Path, typer.Argument(help="Directory of a run.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-MaxLeakageOption = Annotated[
-    float, typer.Option(help="Largest acceptable worst-case leakage, 0 to 1.")
-]
-MaxRewardLossOption = Annotated[
-    float, typer.Option(help="Largest acceptable share of the undefended reward lost, 0 to 1.")
-]
 
 
 @reports.command(epilog="Example: `privguard report reports/ant`")

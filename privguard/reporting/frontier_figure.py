@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from privguard.reporting.frontier_axes import (
     horizontal_axis,
     vertical_top,
 )
+from privguard.reporting.frontier_legend import frontier_legend
 from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.labels import Label, place_labels
 from privguard.reporting.style import (
@@ -76,7 +76,7 @@ def frontier_figure(
         axes.set_title(f"{attack} alone")
     main.set_ylim(BOTTOM, vertical_top(strongest, measure))
     figure.legend(
-        handles=_legend(strongest, styles, with_front=bool(front), with_limits=limited),
+        handles=frontier_legend(strongest, styles, with_front=bool(front), with_limits=limited),
         loc="outside lower center",
         ncols=6,
         frameon=False,
@@ -236,55 +236,6 @@ def _labels(
             text = f"{text} (return {short_number(round(value, 2))})"
         labels.append(Label(x, getattr(row, f"{measure}_mean"), text, styles[row.defense].color))
     return labels
-
-
-def _legend(
-    rows: Sequence[FrontierRow],
-    styles: dict[str, SeriesStyle],
-    *,
-    with_front: bool,
-    with_limits: bool,
-) -> list[Line2D]:
-    names = {row.defense: row.level_name for row in rows}
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=style.color,
-            marker=style.marker,
-            markersize=13 if defense == "none" else 8,
-            markeredgecolor="white",
-            linestyle="none" if defense == "none" else style.linestyle,
-            label="undefended" if defense == "none" else _legend_text(defense, names[defense]),
-        )
-        for defense, style in styles.items()
-        if defense in names
-    ]
-    if with_front:
-        handles.append(_symbol("o", "0.8", INK, "on the Pareto front"))
-    if with_limits:
-        handles.append(_symbol("_", GREY, GREY, "attacker at the Bayesian floor"))
-    if not all(row.usable for row in rows):
-        handles.append(_symbol("X", "white", GREY, "collapsed, diverged or failed"))
-    return handles
-
-
-def _legend_text(defense: str, level_name: str | None) -> str:
-    return f"{defense} ({level_name})" if level_name else defense
-
-
-def _symbol(marker: str, face: str, edge: str, label: str) -> Line2D:
-    return Line2D(
-        [],
-        [],
-        linestyle="none",
-        marker=marker,
-        markersize=8,
-        markerfacecolor=face,
-        markeredgecolor=edge,
-        markeredgewidth=1.4,
-        label=label,
-    )
 
 
 def _listing(attacks: Sequence[str]) -> str:
