@@ -36,10 +36,10 @@ class Layerwise(Attack):
     """Exact at batch size one without noise; batches as far as their features can be told apart.
 
     Attributes:
-        iterations: of the search for pixels, at most.
+        iterations: of the search for pixels, at most, and in vain where there are several records.
     """
 
-    iterations: int = 600
+    iterations: int = 1000
 
     def unsupported(self, observation: Observation) -> str:
         """Needs convolutions and ReLUs from the state to a dense layer, and discrete actions."""

@@ -25,9 +25,6 @@ REPRODUCED = 5e-6
 """Relative misfit of one record's features below which its images are the true ones: the least
 visible pixel that is wrong by one level leaves some 3e-5, float32 some 4e-7."""
 
-DOUBTING = 4.0
-"""By how much the guesses' errors are taken to be larger after a search in vain."""
-
 LEAST_ERRORS, MOST_ERRORS = 1.5, 10.0
 """Where a unit starts to count as active, and how far from zero that may be wrong, in errors."""
 
@@ -177,9 +174,9 @@ class PixelKnowledge:
             delta = layers[level].backward(delta) * (x > 0) if level else delta
         return found
 
-    def doubting(self) -> PixelKnowledge:
-        """With gradients trusted less, where others' parts in them are guesses."""
-        noise = self.noise if self.alone else tuple(DOUBTING * std for std in self.noise)
+    def doubting(self, factor: float) -> PixelKnowledge:
+        """With that many times the noise, where others' parts in the gradients are guesses."""
+        noise = self.noise if self.alone else tuple(factor * std for std in self.noise)
         return replace(self, noise=noise)
 
     def only(self, index: int) -> PixelKnowledge:

@@ -27,6 +27,13 @@ NEARLY = 2e-3
 PASS = 5 * ROUND
 """Iterations before records that are found are held, and what they leave open is solved anew."""
 
+PROGRESS = 0.7
+"""Share of a record's misfit to its features that a search worth continuing leaves at most."""
+
+TRUST, DOUBT = 0.1, 10.0
+"""Factors of the estimated noise that others' unknown parts of the gradients make: at first, and
+with every search in vain. The estimate is rough, and too much of it costs what is known."""
+
 FIRST_DAMPING, EASED, STIFFENED = 1.0, 0.6, 3.0
 """Share of what is unexplained that counts as noise while active units are uncertain, at first, and
 its changes after a round that explains more and one that does not."""
@@ -61,31 +68,33 @@ def solve_pixels(
 def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     """Images (b, C, H, W) in [0, 1] without noise, and whether they explain all that is known.
 
-    Records whose images reproduce their features are held from then on, which leaves the others
-    fewer unknowns. Ends after ``iterations`` in which none was added.
+    Records whose images reproduce their features are taken out of the gradients, which leaves the
+    others fewer unknowns. Searches that bring none of them nearer take turns between the lowest
+    outputs that are known and the features, with ever more doubt about what others add.
     """
     images, rest = known.images, known
     settled = torch.zeros(len(images), dtype=torch.bool)
-    deep, spent = descend(rest), 0
+    deep, from_rest, spent = descend(rest).doubting(TRUST), False, 0
     while spent < iterations:
-        # Where the lower layers' equations mislead, features alone may not, and the other way.
         sure = deep.alone and deep.depth == 1
-        tried = deep if sure or spent % (2 * PASS) == 0 else rest
+        tried = rest if from_rest and not sure else deep
         tried = tried.guessing(images[tried.records])
         steps = iterations - spent if sure else min(PASS, iterations - spent)
         found, done = _search(tried, steps)
-        misfit = tried.reproduced(found)
-        better = misfit < tried.reproduced(tried.images)
-        images = images.index_copy(0, tried.records[better], found[better])
+        before, misfit = tried.reproduced(tried.images), tried.reproduced(found)
+        nearer = misfit < before
+        images = images.index_copy(0, tried.records[nearer], found[nearer])
         if done and tried.alone:
             return images.index_copy(0, tried.records, found), True
         settled = settled.index_fill(0, tried.records[misfit <= REPRODUCED], True)
-        deep, spent = deep.doubting(), spent + steps
+        if bool(settled.all()):
+            return images, True
         if bool(settled[rest.records].any()):
-            if bool(settled.all()):
-                return images, True
             rest = known.guessing(images).among(~settled)
-            deep, spent = descend(rest), 0
+            deep, from_rest, spent = descend(rest).doubting(TRUST), False, 0
+        elif not bool((misfit < PROGRESS * before).any()):
+            deep = deep if from_rest else deep.doubting(DOUBT)
+            from_rest, spent = not from_rest, spent + steps
     return images, False
 
 

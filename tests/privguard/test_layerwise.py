@@ -96,6 +96,17 @@ def test_batches_are_exact_where_the_prior_has_seen_the_background(pong: Screen)
     assert torch.equal(found[torch.cdist(truth, found).argmin(dim=1)], truth)
 
 
+def test_a_faint_record_does_not_keep_its_batch_from_being_exact() -> None:
+    screen, rows = Screen("pong"), [70, 84, 98]
+    faint, agent = screen.z[torch.tensor(rows[:1])], screen.agent
+    value = agent.shared["q"](faint.state).gather(1, faint.action[:, None])[0, 0].detach()
+    screen.z.reward[rows[0]] -= 0.999 * (agent.td_target(faint)[0] - value)
+    answer = get_attack("layerwise").reconstruct(screen.observe(rows), prior=screen.prior, seed=0)
+    truth = screen.z.state[torch.tensor(rows[1:])].float().flatten(1)
+    found = answer.transitions.state.round().flatten(1)
+    assert torch.equal(found[torch.cdist(truth, found).argmin(dim=1)], truth)
+
+
 def test_clipping_hides_no_pixel(pong: Screen) -> None:
     observation = pong.observe([90])
     norm = torch.stack([g.norm() for g in observation.gradient.values()]).norm()
