@@ -9,6 +9,11 @@ last layer that they do the rest is solved for in pixels, where few deviate from
 rounds. Pixels are multiples of a grey level, so that a rounded answer either explains everything
 known or is not yet the true one.
 
+The records of a batch differ in loudness by their temporal-difference errors. Where only the loud
+ones follow from a layer's equations, these go down alone; images that reproduce their features are
+then taken out of the gradients, and the others are sought in what is left: successive interference
+cancellation.
+
 With noise, and where a batch is too large for a layer's equations, no layer is solved on its own:
 pixels are the maximum a posteriori under the channel's noise and the sparse prior, from the
 features down. Nothing heard leaves the prior's mean.
