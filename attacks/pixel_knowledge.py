@@ -42,8 +42,8 @@ class PixelKnowledge:
 
     Attributes:
         records: (b,) which of the release's records these are.
-        gradients: (m, n) of each layer's weight, for images in [0, 1].
-        biases: (m,) gradients of each layer's biases; None where they were not received.
+        gradients: (m, n) of each layer's weight, as received, less what others are known to add.
+        biases: (m,) the same of each layer's biases; None where they were not received.
         noise: standard deviation of the weights' entries, by layer.
         depth: number of layers whose last one's outputs are known.
         outputs: (b, *outputs) of that layer after its ReLU.
