@@ -87,8 +87,8 @@ def correct_levels(images: Tensor, equations: PixelEquations, levels: int) -> Te
     Orthogonal matching pursuit (Pati, Rezaiifar, Krishnaprasad 1993, Asilomar) in the pixels on
     which the misfit pulls most.
     """
-    missing = _flat(equations.missing(images))
-    pull = equations.adjoint(equations.missing(images)).abs().flatten()
+    missing = equations.missing(images)
+    pull = equations.adjoint(missing).abs().flatten()
     candidates = pull.topk(min(PURSUED, len(pull))).indices
     columns = []
     for index in candidates:
@@ -98,7 +98,7 @@ def correct_levels(images: Tensor, equations: PixelEquations, levels: int) -> Te
     matrix = torch.stack(columns, dim=1).double()
     sizes = matrix.norm(dim=0).clamp_min(1e-300)
     chosen: list[int] = []
-    left, target = missing.double(), missing.double()
+    left = target = _flat(missing).double()
     found = torch.zeros(0, dtype=torch.float64)
     for _ in range(MOST_WRONG):
         chosen.append(int(((matrix.T @ left).abs() / sizes).argmax()))

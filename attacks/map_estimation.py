@@ -69,9 +69,7 @@ class MAP(Attack):
             return "the release sums local steps, the likelihood here is of a single gradient"
         if dense_layers(observation) is None:
             return "released parameters outside dense layers, or layers called more than once"
-        template = observation.template
-        moving = template.state_size + (0 if template.discrete else template.action_size)
-        unknowns = observation.batch_size * (moving + 1)
+        unknowns = observation.batch_size * (observation.template.continuous_size + 1)
         if unknowns > MOST_UNKNOWNS:
             return (
                 f"{observation.batch_size} records have {unknowns:,} unknowns together, "

@@ -147,17 +147,22 @@ class PixelKnowledge:
             doubt = torch.maximum(doubt, missed**2 * formed.weight.square().mean(dim=(1, 2)))
             noise[level] = (noise[level] ** 2 + float(doubt.sum())) ** 0.5
         return replace(
-            self,
-            records=self.records[chosen],
+            self._picked(chosen),
             gradients=tuple(gradients),
             biases=tuple(biases),
             noise=tuple(noise),
-            outputs=self.outputs[chosen],
-            deltas=self.deltas[chosen],
-            features=self.features[chosen],
-            images=self.images[chosen],
-            guesses=tuple(g[chosen] for g in self.guesses),
             alone=self.alone and bool((missed <= REPRODUCED).all()),
+        )
+
+    def _picked(self, index: Tensor | slice) -> PixelKnowledge:
+        return replace(
+            self,
+            records=self.records[index],
+            outputs=self.outputs[index],
+            deltas=self.deltas[index],
+            features=self.features[index],
+            images=self.images[index],
+            guesses=tuple(g[index] for g in self.guesses),
         )
 
     def _formed(self, chosen: Tensor, outputs: Tensor) -> list[Formed]:
@@ -181,18 +186,8 @@ class PixelKnowledge:
 
     def only(self, index: int) -> PixelKnowledge:
         """Of one record, from its outputs alone."""
-        one = slice(index, index + 1)
-        return replace(
-            self,
-            records=self.records[one],
-            noise=(math.inf,) * len(self.noise),
-            outputs=self.outputs[one],
-            deltas=self.deltas[one],
-            features=self.features[one],
-            images=self.images[one],
-            guesses=tuple(g[one] for g in self.guesses),
-            alone=False,
-        )
+        one = self._picked(slice(index, index + 1))
+        return replace(one, noise=(math.inf,) * len(self.noise), alone=False)
 
     def at_features(self) -> PixelKnowledge:
         """As before any layer was solved for; of outputs alone."""

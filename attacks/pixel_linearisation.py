@@ -15,7 +15,7 @@ from attacks.pixel_problem import features_of, outputs_of
 EXPLAINED = 1e-5
 """Relative misfit below which rounded pixels are the true ones: a wrong one leaves more."""
 
-TWICE = 2.0
+NOISE_SLACK = 2.0
 """Times its estimate that noise from other records may be without counting as unexplained."""
 
 NEAR = 1e-2
@@ -63,7 +63,7 @@ def linearise(known: PixelKnowledge, images: Tensor) -> Linearised:
         formed = (delta.flatten(2) @ layers[level].patches(x).double().mT).sum(dim=0)
         gradient, std = known.gradient(level, delta)
         missing = float((formed - gradient).square().mean())
-        noise = 0.0 if known.alone else (TWICE * std) ** 2
+        noise = 0.0 if known.alone else (NOISE_SLACK * std) ** 2
         left.append(max(missing - noise, 0.0) ** 0.5)
         shares.append(left[-1] / float(gradient.square().mean().sqrt().clamp_min(1e-300)))
     left.append(float((activations[-1] - known.outputs).square().mean().sqrt()))

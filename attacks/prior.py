@@ -200,8 +200,7 @@ class Prior:
 
         That is [state, action] where actions are a box, the state alone where they are discrete.
         """
-        template = self.template
-        size = template.state_size if template.discrete else len(self.joint_mean)
+        size = self.template.continuous_size
         covariance = self.joint_covariance()[:size, :size].double()
         values, vectors = torch.linalg.eigh(covariance)
         factor = vectors * values.clamp_min(1e-12).sqrt()

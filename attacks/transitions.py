@@ -74,6 +74,11 @@ class Template:
         """Number of action coordinates: box dimensions, or one for each discrete action."""
         return math.prod(self.action_shape) if self.action_count is None else self.action_count
 
+    @property
+    def continuous_size(self) -> int:
+        """Coordinates of (s, a) that a search may move: not those of discrete actions."""
+        return self.state_size + (0 if self.discrete else self.action_size)
+
     def clamp(self, z: Transitions) -> Transitions:
         """Moves states, next states and box actions into their ranges; NaN stays NaN."""
         action = z.action
