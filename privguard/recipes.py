@@ -18,9 +18,6 @@ class TD3Settings(Specification):
     layer_norm: bool = True
     critic_learning_rate: float = 1e-3
     actor_learning_rate: float = 5e-4
-    actor_loss_weight: float = Field(default=1.0, gt=0)
-    """Of the actor's loss beside the critics'. The server's Adam divides it out again; noise and
-    clipping norms, the same for all coordinates, do not."""
     decay_from: float = Field(default=0.6, ge=0, lt=1)
     """Share of the rounds after which the learning rates fall, linearly, to nothing."""
     max_gradient_norm: float | None = Field(default=None, gt=0)
@@ -80,10 +77,6 @@ _RECIPES: dict[str, TD3Settings | DQNSettings] = {
     # Mean gradients have norms from 9 to over 200; nearly all are scaled to the same one. Of a few
     # seeds each, undefended trainings ended higher with it, those under noise of its size lower.
     "ant": TD3Settings(batch_size=32, decay_from=0.3, max_gradient_norm=10.0),
-    # An actor's gradient of a record is four to ten times smaller than the critics' (medians 0.6
-    # and 6 after 500 rounds, 4 and 14 after 15,000), its mean over records 0.1 to 0.5 in norm:
-    # noise that hides a record in the critics' drowns it unless it is as loud.
-    "halfcheetah": TD3Settings(actor_loss_weight=10.0),
 }
 """Recipes that differ from their agent's own."""
 

@@ -103,7 +103,7 @@ class TD3:
         return z.reward + self.discount * (1 - z.terminated) * torch.minimum(q1, q2)
 
     def losses(self, z: Transitions, target: Tensor) -> Tensor:
-        """Per-record loss (n,): 0.5 (Q1 - y)^2 + 0.5 (Q2 - y)^2 - w Q1_frozen(s, pi(s))."""
+        """Per-record loss (n,): 0.5 (Q1 - y)^2 + 0.5 (Q2 - y)^2 - Q1_frozen(s, pi(s))."""
         return self._losses(self.shared, z, target)
 
     def loss(self, shared: nn.Module, z: Transitions) -> Tensor:
@@ -115,8 +115,7 @@ class TD3:
         q1, q2 = shared["critic"](z.state, z.action)
         played = torch.cat([z.state, shared["actor"](z.state)], dim=-1)
         value = self._frozen_critic.q1(played).squeeze(-1)
-        weight = self.settings.actor_loss_weight
-        return 0.5 * (q1 - target) ** 2 + 0.5 * (q2 - target) ** 2 - weight * value
+        return 0.5 * (q1 - target) ** 2 + 0.5 * (q2 - target) ** 2 - value
 
     def learning_rates(self) -> list[tuple[int, int, float]]:
         """(start, stop, learning rate) of the critic's and the actor's part of ``weights``."""
@@ -132,14 +131,10 @@ class TD3:
         return 1e-8
 
     def local_learning_rates(self) -> dict[str, float]:
-        """The critics' and the actor's local step size, by name of the shared parameters.
-
-        Plain steps, unlike Adam's, grow with the loss: the actor's are for its loss unweighted.
-        """
-        settings = self.settings
+        """The critics' and the actor's local step size, by name of the shared parameters."""
         rates = {
-            "critic": settings.local_critic_learning_rate,
-            "actor": settings.local_actor_learning_rate / settings.actor_loss_weight,
+            "critic": self.settings.local_critic_learning_rate,
+            "actor": self.settings.local_actor_learning_rate,
         }
         return {name: rates[name.split(".")[0]] for name, _ in self.shared.named_parameters()}
 
