@@ -13,6 +13,11 @@ from attacks.posterior import Posterior
 SCALES = (1.0, 0.5, 0.2, 0.05)
 """Scales of draws around a point, in deviations of its Laplace approximation."""
 
+FIRST_SCALE, ACCEPTANCE, ADAPTATION = 0.2, 0.2, 0.2
+"""Scale that a chain's moves begin at, the share of them it should accept, and how fast the
+logarithm of the scale follows the difference. Random walks mix best at about a quarter or less
+(Gelman, Roberts, Gilks, 1996)."""
+
 DAMPINGS = (1e-2, 1.0, 1e2)
 """Trial dampings of one step, relative to the damping that worked before."""
 
@@ -130,11 +135,11 @@ def anneal(
     """Metropolis chains that cool from ``hottest`` to one, and their mean afterwards.
 
     Proposals keep a Gaussian invariant (preconditioned Crank-Nicolson; Cotter et al. 2013, arXiv
-    1202.0709): in turn the Laplace approximation at each target's best search and the prior, which
-    moves where much noise leaves the posterior wider than any point's curvature says. Bold ones are
-    draws from it, timid ones look around. Two thirds of the steps cool or forget the start; the
-    mean (T, b, K) of the rest estimates the posterior's mean, where the mean squared error is
-    least: on a rugged posterior the maximum may lie far from it.
+    1202.0709): the Laplace approximation at each target's best search and, in turn with it while
+    hot, the prior, whose moves find other modes. How bold a move may be depends on how rugged the
+    posterior is, so each target's scales follow its acceptance until the chains have cooled. That
+    takes half of the steps; the mean (T, b, K) of the rest estimates the posterior's mean, where
+    the mean squared error is least: on a rugged posterior the maximum may lie far from it.
 
     Returns:
         The lowest point of each chain, and the mean.
@@ -147,20 +152,23 @@ def anneal(
     values = best.values.expand(-1, chains)
     lowest = Trail(points, actions, values)
     total, counted = torch.zeros_like(best.points[:, 0]), 0
-    cooling = 2 * steps // 3
+    cooling = steps // 2
+    scales = factor.new_full((2, len(factor), 1, 1), FIRST_SCALE)
     for step in range(steps):
         heat = hottest ** max(0.0, 1 - step / max(cooling, 1))
-        fresh = SCALES[step // 2 % len(SCALES)]
-        kept = (1 - fresh**2) ** 0.5
+        kind = step % 2 if heat > 1 else 0
+        fresh = scales[kind]
+        kept = (1 - fresh.square()).sqrt()
         noise = torch.randn(factor.shape[-1], chains, generator=generator, dtype=torch.float64)
         noise = fresh * heat**0.5 * noise.to(factor)
-        if step % 2 == 0:
+        if kind == 0:
             away = (factor @ (points - best.points).flatten(2).to(factor).mT).contiguous()
             proposed = kept * away + noise
             moved = best.points + _offsets(factor, proposed, best.points)
             energies = 0.5 * (proposed.square().sum(1) - away.square().sum(1))
         else:
-            moved = kept * points + noise.T.to(points).unflatten(1, points.shape[2:])
+            proposed = kept * points.flatten(2).to(factor) + noise.mT
+            moved = proposed.to(points).view_as(points)
             energies = 0.5 * (moved.square() - points.square()).flatten(2).sum(2).double()
         tried = posterior.value(moved.flatten(0, 1)).double().unflatten(0, values.shape)
         chance = torch.rand(chains, generator=generator, dtype=torch.float64).to(factor)
@@ -173,7 +181,11 @@ def anneal(
             actions,
             torch.minimum(values, lowest.values),
         )
-        if step >= cooling:
+        if step < cooling:
+            surplus = accepted.to(factor).mean(dim=1) - ACCEPTANCE
+            scales[kind] *= (ADAPTATION * surplus).exp()[:, None, None]
+            scales[kind].clamp_(max=1.0)
+        else:
             total, counted = total + points.mean(dim=1), counted + 1
     return lowest, total / counted
 
