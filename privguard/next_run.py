@@ -13,7 +13,7 @@ from privguard.budgets import BudgetName, budget
 from privguard.knowledge import DEFAULT_FRACTION
 from privguard.options import default_attacks
 from privguard.recipes import agent_settings
-from privguard.refinement import Refinement, coarse, planned
+from privguard.refinement import MAX_CELLS, Planned, Refinement, affordable, coarse, planned
 from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import Recommendation
@@ -54,9 +54,10 @@ def next_run(
     if choice is not None:
         return _confirmation(spec, rows, answer, directory)
     refinement = Refinement(answer.limits)
-    if any(step.hopeful for step in planned(spec, rows, refinement)):
+    steps = planned(spec, rows, refinement)
+    if any(step.hopeful for step in steps):
         reason = "between the measured levels, or with more seeds, one may keep the limits"
-        return NextRun(reason=reason, command=_refine(spec, directory, answer.limits))
+        return NextRun(reason=reason, command=_refine(spec, steps, directory, answer.limits))
     reason = (
         "refining cannot help: every defence leaks or costs too much on its whole axis; a larger "
         "minibatch averages more of a defence's noise out"
@@ -73,17 +74,22 @@ def _confirmation(
     if settled and choice.seeds >= SEEDS_TO_TRUST:
         return None
     refines = not settled and choice.identified_qualifies(answer.limits)
-    if refines and planned(spec, rows, Refinement(answer.limits)):
+    steps = planned(spec, rows, Refinement(answer.limits)) if refines else []
+    if steps:
         reason = f"intervals around {choice.text} are too wide: adds seeds until they decide"
-        return NextRun(reason=reason, command=_refine(spec, directory, answer.limits))
+        return NextRun(reason=reason, command=_refine(spec, steps, directory, answer.limits))
     wanted = max(SEEDS_TO_TRUST, choice.seeds + 1 if settled else 2 * choice.seeds)
     reason = f"{choice.seeds} seeds are too few to rely on {choice.text}"
     more = coarse(spec).model_copy(update={"seeds": wanted})
     return NextRun(reason=reason, command=sweep_command_line(more, directory))
 
 
-def _refine(spec: SweepSpec, directory: Path, limits: Limits) -> str:
+def _refine(spec: SweepSpec, steps: Sequence[Planned], directory: Path, limits: Limits) -> str:
+    """A refinement that takes the first of ``steps``, with more cells where all are spent."""
     options = ["--refine"]
+    if not affordable(spec, steps, MAX_CELLS)[0]:
+        spent = len(spec.cells()) - len(coarse(spec).cells())
+        options += ["--max-cells", str(spent + MAX_CELLS)]
     default = Limits()
     if limits.max_leakage != default.max_leakage:
         options += ["--max-leakage", f"{limits.max_leakage:g}"]

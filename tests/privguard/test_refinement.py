@@ -191,6 +191,17 @@ def test_what_to_run_next_depends_on_what_is_missing(tmp_path) -> None:
     )
 
 
+def test_the_next_refinement_may_spend_more_where_all_cells_are_spent(tmp_path) -> None:
+    levels = {0.1: (0.6, 1.1), 10.0: (0.01, 0.2)}
+    spent = DefenseGrid(template="gaussian={level}", levels=(5.0,), seeds=40)
+    spec = extended(_spec("gaussian=0.1,10", seeds=3), [spent])
+    beyond = len(spec.cells()) - len(coarse(spec).cells())
+    assert beyond > 60
+    found = _rows(levels)
+    command = next_run(spec, found, recommend(found), tmp_path).command
+    assert command.endswith(f"--refine --max-cells {beyond + 60}")
+
+
 class InThisProcess:
     """Computes real cells, one after the other, and counts them."""
 
