@@ -59,7 +59,7 @@ class MAP(Attack):
     draws: int = 64
     crowd: int = 8
     chains: int = 8
-    steps: int = 20
+    steps: int = 30
     heat: float = 30.0
     widths: tuple[float, ...] = (0.3, 0.1, 0.03)
 

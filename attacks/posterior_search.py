@@ -135,11 +135,12 @@ def anneal(
     """Metropolis chains that cool from ``hottest`` to one, and their mean afterwards.
 
     Proposals keep a Gaussian invariant (preconditioned Crank-Nicolson; Cotter et al. 2013, arXiv
-    1202.0709): the Laplace approximation at each target's best search and, in turn with it while
-    hot, the prior, whose moves find other modes. How bold a move may be depends on how rugged the
-    posterior is, so each target's scales follow its acceptance until the chains have cooled. That
-    takes half of the steps; the mean (T, b, K) of the rest estimates the posterior's mean, where
-    the mean squared error is least: on a rugged posterior the maximum may lie far from it.
+    1202.0709): in turn the Laplace approximation at each target's best search and the prior, which
+    moves where much noise leaves the posterior wider than any point's curvature says. How bold a
+    move may be depends on how rugged the posterior is, so each target's scales follow its
+    acceptance until the chains have cooled. That takes half of the steps; the mean (T, b, K) of the
+    rest estimates the posterior's mean, where the mean squared error is least: on a rugged
+    posterior the maximum may lie far from it.
 
     Returns:
         The lowest point of each chain, and the mean.
@@ -156,7 +157,7 @@ def anneal(
     scales = factor.new_full((2, len(factor), 1, 1), FIRST_SCALE)
     for step in range(steps):
         heat = hottest ** max(0.0, 1 - step / max(cooling, 1))
-        kind = step % 2 if heat > 1 else 0
+        kind = step % 2
         fresh = scales[kind]
         kept = (1 - fresh.square()).sqrt()
         noise = torch.randn(factor.shape[-1], chains, generator=generator, dtype=torch.float64)
