@@ -2,6 +2,7 @@
 
     python tests/benchmarks/layerwise_pixels.py [GAME ...] [--targets 20] [--batch-size 1]
         [--noise 0] [--train-rounds 2000] [--attack layerwise] [--attack rgia]
+        [--network init] [--network trained]
 
 For each game the network at initialisation and after so many rounds of the federated double DQN
 (2,000 are the budget quick); noise is Gaussian, as a share of the gradient's root mean square;
@@ -39,6 +40,7 @@ def main(
     noise: Annotated[float, typer.Option(help="Noise, as a share of the gradient's RMS.")] = 0.0,
     train_rounds: Annotated[int, typer.Option(help="Rounds of the trained network.")] = 2000,
     attack: Annotated[list[str] | None, typer.Option(help="Attack; repeat for several.")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="init or trained; both.")] = None,
 ) -> None:
     """Prints one line a game, network and attack."""
     torch.set_num_threads(1)
@@ -48,11 +50,11 @@ def main(
     )
     for game in games or GAMES:
         training = start(game, train_rounds)
-        for network in ("init", "trained"):
-            if network == "trained":
+        for state in network or ["init", "trained"]:
+            if state == "trained":
                 training.run()
             for name in attack or ["layerwise"]:
-                report(training, network, name, targets, batch_size, noise)
+                report(training, state, name, targets, batch_size, noise)
         training.close()
 
 

@@ -1,7 +1,7 @@
 """How near ``map`` comes to the Bayesian floor under Gaussian noise.
 
     python tests/benchmarks/map_floor.py [--env hopper] [--rounds 2000] [--targets 50]
-        [--hidden 256,256 --no-layer-norm]
+        [--hidden 256,256 --no-layer-norm] [--std 0.001]...
 
 Attacks clean probes of an untrained federation and of one trained for some rounds, with noise added
 to the same gradients, and prints medians and means over targets beside the prior-only error. A line
@@ -91,6 +91,7 @@ def main(
     targets: Annotated[int, typer.Option(help="Probes at each moment.")] = 50,
     hidden: Annotated[str, typer.Option(help="Units of hidden layers, else the recipe's.")] = "",
     layer_norm: Annotated[bool | None, typer.Option(help="Else the recipe's.")] = None,
+    std: Annotated[list[float] | None, typer.Option(help="Noise; repeat for several.")] = None,
 ) -> None:
     """Prints one line a noise level and moment."""
     torch.set_num_threads(1)
@@ -115,8 +116,8 @@ def main(
         probes = capture.releases["probe"][:targets]
         clean = [ready.observe(capture, probe, "probe") for probe in probes]
         truth = [probe.truth for probe in probes]
-        for std in STDS:
-            observations = noisy(clean, std)
+        for deviation in std or STDS:
+            observations = noisy(clean, deviation)
             information = record_information(observations, truth, population)
             assert information is not None
             floor = information.floor().numpy()
@@ -130,7 +131,7 @@ def main(
             error = np.array([s["nmse"] for s in scores])
             blind = np.array([s["nmse_prior"] for s in scores])
             print(
-                f"{'untrained' if index == 0 else f'{rounds} rounds':<12}{std:>7g}"
+                f"{'untrained' if index == 0 else f'{rounds} rounds':<12}{deviation:>7g}"
                 f"{np.median(floor):>10.2g}{np.median(error):>10.2g}"
                 f"{np.median(error) / np.median(floor):>7.2f}{np.median(blind):>8.2f}"
                 f"{floor.mean():>12.2g}{error.mean():>10.2g}{seconds:>10.2f}  "
