@@ -93,15 +93,16 @@ class RGIA(Attack):
     def _penalty(self, z: Transitions, prior: Prior) -> Tensor:
         """The weighted sum of the regularisers of each row, (n,)."""
         total = torch.zeros_like(z.reward)
+        mean, std = prior.state_mean.to(z.state), prior.state_std.to(z.state)
         if self.state_weight:
-            state = (z.state.flatten(1) - prior.state_mean) / prior.state_std
+            state = (z.state.flatten(1) - mean) / std
             total = total + self.state_weight * state.square().mean(dim=1)
         if self.reward_weight:
             outside = (z.reward - prior.reward_high).relu() + (prior.reward_low - z.reward).relu()
             total = total + self.reward_weight * outside / max(prior.reward_std, 1e-3)
         if self.dynamics_weight:
             step = self.dynamics(z, prior) - z.next_state
-            scaled = (step.flatten(1) / prior.state_std).square().mean(dim=1)
+            scaled = (step.flatten(1) / std).square().mean(dim=1)
             # The root's slope is infinite at zero.
             total = total + self.dynamics_weight * (scaled + 1e-12).sqrt()
         return total + self._smoothness(z, prior) if prior.template.image else total
