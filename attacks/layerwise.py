@@ -83,7 +83,4 @@ class Layerwise(Attack):
         state[:told] = found.states.to(like)
         if found.actions is not None:
             action[:told] = found.actions.to(like.device)
-        notes = [found.notes] if found.notes else []
-        if told < observation.batch_size:
-            notes.append(f"{told} of {observation.batch_size} records told apart")
-        return reconstruction(observation, explain(observation, state, action, prior), notes)
+        return reconstruction(observation, explain(observation, state, action, prior), found.notes)

@@ -41,28 +41,38 @@ its changes after a round that explains more and one that does not."""
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """States (k, *state_shape) of the k records told apart, their actions, and a note."""
+    """States (k, *state_shape) of k records, at most those asked for, their actions, and notes."""
 
     states: Tensor
     actions: Tensor | None
-    notes: str
+    notes: tuple[str, ...]
 
 
 def solve_pixels(
     problem: PixelProblem, observation: Observation, *, iterations: int, seed: int
 ) -> Pixels:
-    """The pixels of each record that the dense layers tell apart."""
+    """The pixels of each record that the dense layers tell apart, and of those that share one's.
+
+    Records with the same action whose units are active alike all through the dense layers come as
+    one weighted mean: the images that reproduce their features worst stand for the missing ones.
+    """
     heard = hear_features(observation, problem.chain, problem.features[-1].flatten(1), seed=seed)
-    if not len(heard.features):
-        return Pixels(problem.states(problem.average[None][:0]), None, "")
+    told, wanted = len(heard.features), observation.batch_size
+    notes = [f"{told} of {wanted} records told apart"] if told < wanted else []
+    if not told:
+        return Pixels(problem.states(problem.average[None][:0]), None, tuple(notes))
     known = PixelKnowledge.of(problem, observation, heard)
-    if known.exact:
-        images, done = _settle(known, iterations)
-        note = "" if done else "the pixels do not explain the gradient"
-    else:
+    if not known.exact:
         images, _ = _search(known, iterations)
-        note = ""
-    return Pixels(problem.states(images), heard.actions, note)
+        return Pixels(problem.states(images), heard.actions, tuple(notes))
+    images, done = _settle(known, iterations)
+    if not done:
+        notes.insert(0, "the pixels do not explain the gradient")
+    misfit, actions = known.reproduced(images), heard.actions
+    if told < wanted and bool((misfit > REPRODUCED).any()):
+        shared = torch.cat([torch.arange(told), misfit.argmax().repeat(wanted - told)])
+        images, actions = images[shared], None if actions is None else actions[shared]
+    return Pixels(problem.states(images), actions, tuple(notes))
 
 
 def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:

@@ -107,6 +107,26 @@ def test_a_faint_record_does_not_keep_its_batch_from_being_exact() -> None:
     assert torch.equal(found[torch.cdist(truth, found).argmin(dim=1)], truth)
 
 
+def test_records_that_the_dense_layers_cannot_tell_apart_share_one_answer() -> None:
+    screen, rows = Screen("pong"), [70, 71, 98]
+    dense = next(m for m in screen.agent.shared.modules() if isinstance(m, torch.nn.Linear))
+    with torch.no_grad():
+        # All units active: records with one action have parallel gradients at the dense layers.
+        dense.bias += 10.0
+    screen.z.action[rows] = torch.tensor([1, 1, 2])
+    answer = get_attack("layerwise").reconstruct(screen.observe(rows), prior=screen.prior, seed=0)
+    assert "2 of 3 records told apart" in answer.notes
+    found = answer.transitions.state.flatten(1)
+    truth = screen.z.state[torch.tensor(rows)].float().flatten(1)
+    alike = [i for i in range(3) if int(answer.transitions.action[i]) == 1]
+    assert len(alike) == 2
+    assert torch.equal(found[alike[0]], found[alike[1]])
+    blind = screen.prior.mean_transitions(1).state.flatten(1)
+    for record in (0, 1):
+        error = (found[alike[0]] - truth[record]).square().mean()
+        assert float(error) < 0.5 * float((blind - truth[record]).square().mean())
+
+
 def test_clipping_hides_no_pixel(pong: Screen) -> None:
     observation = pong.observe([90])
     norm = torch.stack([g.norm() for g in observation.gradient.values()]).norm()
