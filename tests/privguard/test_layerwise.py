@@ -114,7 +114,9 @@ def test_records_that_the_dense_layers_cannot_tell_apart_share_one_answer() -> N
         # All units active: records with one action have parallel gradients at the dense layers.
         dense.bias += 10.0
     screen.z.action[rows] = torch.tensor([1, 1, 2])
-    answer = get_attack("layerwise").reconstruct(screen.observe(rows), prior=screen.prior, seed=0)
+    answer = get_attack("layerwise", iterations=120).reconstruct(
+        screen.observe(rows), prior=screen.prior, seed=0
+    )
     assert "2 of 3 records told apart" in answer.notes
     found = answer.transitions.state.flatten(1)
     truth = screen.z.state[torch.tensor(rows)].float().flatten(1)
