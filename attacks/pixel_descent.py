@@ -8,6 +8,8 @@ the others add to the layers below counts as noise.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from attacks.conv_equations import EXACT, Inverted, invert_layer
 from attacks.pixel_knowledge import PixelKnowledge
 from attacks.sparse_features import invert_sparsely
@@ -31,6 +33,15 @@ def descend(known: PixelKnowledge) -> PixelKnowledge:
             chosen &= loudness >= FAINT * loudness.max()
         known = known.below(solved.inputs, settle=bool(chosen.all())).among(chosen)
     return known
+
+
+def contradictions(known: PixelKnowledge) -> Tensor:
+    """How far each record's outputs are from what the likeliest inputs of their layer give, (b,).
+
+    Zero but for rounding where the release holds no other records: a ReLU's outputs for the mean of
+    several inputs are not the mean of its outputs for each.
+    """
+    return _solve(known).errors
 
 
 def _solve(known: PixelKnowledge) -> Inverted:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.conv_equations import EXACT
 from attacks.conv_features import hear_features
 from attacks.grey_levels import correct_levels, polish_levels, settle_levels
 from attacks.observation import Observation
-from attacks.pixel_descent import descend
+from attacks.pixel_descent import contradictions, descend
 from attacks.pixel_equations import PixelEquations
 from attacks.pixel_knowledge import REPRODUCED, PixelKnowledge
 from attacks.pixel_linearisation import explains, linearise, pixel_equations
@@ -54,7 +55,7 @@ def solve_pixels(
     """The pixels of each record that the dense layers tell apart, and of those that share one's.
 
     Records with the same action whose units are active alike all through the dense layers come as
-    one weighted mean: the images that reproduce their features worst stand for the missing ones.
+    one weighted mean, and contradict the layer's other equations most: its image is theirs.
     """
     heard = hear_features(observation, problem.chain, problem.features[-1].flatten(1), seed=seed)
     told, wanted = len(heard.features), observation.batch_size
@@ -68,9 +69,10 @@ def solve_pixels(
     images, done = _settle(known, iterations)
     if not done:
         notes.insert(0, "the pixels do not explain the gradient")
-    misfit, actions = known.reproduced(images), heard.actions
-    if told < wanted and bool((misfit > REPRODUCED).any()):
-        shared = torch.cat([torch.arange(told), misfit.argmax().repeat(wanted - told)])
+    actions = heard.actions
+    off = contradictions(known) if told < wanted else torch.zeros(told)
+    if float(off.max()) > EXACT:
+        shared = torch.cat([torch.arange(told), off.argmax().repeat(wanted - told)])
         images, actions = images[shared], None if actions is None else actions[shared]
     return Pixels(problem.states(images), actions, tuple(notes))
 
