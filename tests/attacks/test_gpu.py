@@ -12,7 +12,8 @@ from attacks import Prior, get_attack
 from attacks.conformance_problems import Problem, box_problem, chain_problem, screen_problem
 from attacks.registry import available_attacks
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
 
 FITTED = {"learned": 0.05}
 """Trained by many float32 steps, which rounding sends on other ways: absolute tolerance."""
