@@ -38,8 +38,8 @@ def descend(known: PixelKnowledge) -> PixelKnowledge:
 def contradictions(known: PixelKnowledge) -> Tensor:
     """How far each record's outputs are from what the likeliest inputs of their layer give, (b,).
 
-    Zero but for rounding where the release holds no other records: a ReLU's outputs for the mean of
-    several inputs are not the mean of its outputs for each.
+    Zero but for rounding where they are one record's and follow from the layer's equations. A
+    ReLU's outputs for the mean of several inputs are not the mean of its outputs for each.
     """
     return _solve(known).errors
 
