@@ -31,9 +31,14 @@ def on_gpu(problem: Problem) -> Problem:
 @pytest.mark.parametrize("name", sorted(available_attacks()))
 @pytest.mark.parametrize(
     ("make", "batch_size", "local_steps"),
-    [(box_problem, 1, 1), (box_problem, 3, 1), (chain_problem, 1, 1), (screen_problem, 1, 1),
-     (box_problem, 1, 2)],
-)  # fmt: skip
+    [
+        (box_problem, 1, 1),
+        (box_problem, 3, 1),
+        (chain_problem, 1, 1),
+        (screen_problem, 1, 1),
+        (box_problem, 1, 2),
+    ],
+)
 def test_same_answer_as_on_the_processor(name, make, batch_size, local_steps):
     problem, attack = make(), get_attack(name)
     here = problem.observe(list(range(batch_size)), local_steps)
