@@ -42,7 +42,7 @@ BUDGETS: dict[BudgetName, str] = {
 }
 
 _QUICK_ROUNDS = {
-    "ant": 60_000,
+    "ant": 48_000,
     "halfcheetah": 20_000,
     "hopper": 30_000,
     "walker2d": 40_000,

@@ -73,10 +73,11 @@ LOCAL_TRAINING = {
 """Settings that change nothing in FedSGD."""
 
 _RECIPES: dict[str, TD3Settings | DQNSettings] = {
-    # Small minibatches and an early fall of the rates: Ant's gait needs many rounds, then calm.
+    # An early fall of the rates: Ant's gait needs many rounds, then calm. In the same time, 60,000
+    # rounds on minibatches of 32 end lower and 36,000 on 128 no higher.
     # Mean gradients have norms from 9 to over 200; nearly all are scaled to the same one. Of a few
     # seeds each, undefended trainings ended higher with it, those under noise of its size lower.
-    "ant": TD3Settings(batch_size=32, decay_from=0.3, max_gradient_norm=10.0),
+    "ant": TD3Settings(decay_from=0.3, max_gradient_norm=10.0),
 }
 """Recipes that differ from their agent's own."""
 
