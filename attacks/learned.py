@@ -7,8 +7,9 @@ be inverted in the mean-square sense, with or without a likelihood. Least square
 tends to E[record | release], the answer of least mean squared error under that prior.
 
 Instead of the whole gradient the regression sees a few hundred features of it
-(``release_features``), then twice the Gauss-Newton step from its own last estimate
-(``gauss_newton_features``). All of it is fitted on simulated releases alone and shared by the
+(``release_features``), then the Gauss-Newton step from its own estimate
+(``gauss_newton_features``); a second such step costs as much again and, on the channels that this
+is for, finds no more. All of it is fitted on simulated releases alone and shared by the
 targets of a group.
 """
 
@@ -60,7 +61,7 @@ class Learned(Attack):
 
     samples: int = 3072
     pilots: int = 768
-    refinements: int = 2
+    refinements: int = 1
 
     def unsupported(self, observation: Observation) -> str:
         """Needs one record, dense layers, and a channel that can be simulated."""
