@@ -23,7 +23,6 @@ from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
 from attacks.linear_layers import dense_layers
-from attacks.normal_equations import MOST_UNKNOWNS
 from attacks.observation import Observation
 from attacks.posterior_problem import Problem
 from attacks.posterior_search import MakePosterior, Trail, anneal, descend, scatter
@@ -47,6 +46,8 @@ class MAP(Attack):
         draws: in each round.
         crowd: records of a release beyond which its search is a few plain steps: their cost grows
             with the square of the records, and in what was measured more of them found no more.
+        unknowns: of a release, at most: a step takes their cube, and where no closed form gives a
+            start, as for so many records, the search never left the guess that it began from.
         chains, steps, heat: of the random walks, steps for each coordinate of a record; the first
             cools from ``heat``, the second gives the mean.
         widths: of the smoothed networks, in the unit of the pre-activations.
@@ -58,6 +59,7 @@ class MAP(Attack):
     rounds: int = 4
     draws: int = 64
     crowd: int = 8
+    unknowns: int = 5000
     chains: int = 8
     steps: int = 30
     heat: float = 30.0
@@ -70,10 +72,10 @@ class MAP(Attack):
         if dense_layers(observation) is None:
             return "released parameters outside dense layers, or layers called more than once"
         unknowns = observation.batch_size * (observation.template.continuous_size + 1)
-        if unknowns > MOST_UNKNOWNS:
+        if unknowns > self.unknowns:
             return (
                 f"{observation.batch_size} records have {unknowns:,} unknowns together, "
-                f"at most {MOST_UNKNOWNS:,} fit the equations' matrices"
+                f"more than {self.unknowns:,}"
             )
         channel = observation.channel
         names = {mechanism["mechanism"] for mechanism in channel.mechanisms}
