@@ -2,8 +2,9 @@
 
 A linear layer's weight gradient is D^T X with inputs X (n, in) and gradients D (n, out) of the sum
 of losses with respect to its outputs. Row i of D and X belongs to sample i, so one forward and
-backward pass for all clients gives the gradient of client c as D_c^T X_c: as many matrix products
-as clients, but a single pass. Modules with other trainable layers get one backward pass a client.
+backward pass for all clients gives the gradient of client c as D_c^T X_c: one batched product a
+layer. Modules with other trainable layers, and minibatches of different sizes, get one backward
+pass a client.
 """
 
 from __future__ import annotations
@@ -76,9 +77,11 @@ class ClientGradients:
                 out[client] = self._gradient(sample_losses(losses, rows, len(rows)))
 
     def _closed_form(self, losses: Losses, bounds: list[int], out: Tensor) -> bool:
-        """Fills ``out`` layer by layer; False (and never tried again) where it does not apply."""
+        """Fills ``out`` layer by layer; False where it does not apply."""
         assert self._slots is not None
-        rows = bounds[-1]
+        rows, clients = bounds[-1], self._clients
+        if any((stop - start) * clients != rows for start, stop in pairwise(bounds)):
+            return False
         values, calls = _record_calls(losses, rows, [slot.layer for slot in self._slots])
         if any(
             len(call) > 1 or any(x.dim() != 2 or len(x) != rows for x, _ in call) for call in calls
@@ -94,13 +97,11 @@ class ClientGradients:
             materialize_grads=True,
         )
         for (slot, (inputs, _)), delta in zip(used, deltas, strict=True):
-            for client, (start, stop) in enumerate(pairwise(bounds)):
-                rows_delta = delta[start:stop]
-                if slot.weight is not None:
-                    weight = out[client, slot.weight].view(slot.layer.weight.shape)
-                    torch.mm(rows_delta.T, inputs[start:stop], out=weight)
-                if slot.bias is not None:
-                    torch.sum(rows_delta, 0, out=out[client, slot.bias])
+            d, x = (t.reshape(clients, -1, t.shape[1]) for t in (delta, inputs))
+            if slot.weight is not None:
+                out[:, slot.weight] = (d.mT @ x).flatten(1)
+            if slot.bias is not None:
+                out[:, slot.bias] = d.sum(dim=1)
         if not self._verified:
             # A parameter used outside its layer's forward (tied, penalised) is invisible to the
             # closed form: compare once with autograd, else fall back for good.

@@ -77,15 +77,15 @@ class Quantize:
         step = scale * (2.0 / self.steps)
         # Positions are counted from the middle of the grid: a point of it, or half-way for 1 bit.
         shift = 0.5 * (self.steps % 2)
-        position = releases / step.clamp_min(torch.finfo(releases.dtype).tiny) + shift
+        position = (releases / step.clamp_min(torch.finfo(releases.dtype).tiny)).add_(shift)
         below = position.floor()
         noise = torch.rand(
             releases.shape, dtype=releases.dtype, device=releases.device, generator=generator
         )
-        code = below + (noise < position - below)
+        code = below.add_(noise < position.sub_(below))
         # Rounding of the division may push the largest coordinate one step out of the grid.
         half = self.steps / 2
-        return (code - shift).clamp_(-half, half) * step
+        return code.sub_(shift).clamp_(-half, half).mul_(step)
 
     def payload(self, payload: Payload, parameters: int, tensors: int) -> Payload:
         """``bits`` a value, and one float32 scale a tensor."""
