@@ -188,15 +188,18 @@ def gram_hessian(layer: LayerDerivatives, precision: Mapping[str, Tensor]) -> Te
         found = torch.bmm(left, right.mT)
         return found.reshape(groups, size, found.shape[1] // size, size, found.shape[2] // size)
 
-    changes = products(dd, dd)
-    hessian = torch.zeros_like(changes)
+    # Matrices of all pairs are large: each is passed over as seldom as can be.
+    alike = torch.zeros_like(layer.d[:, :1, :1, None, None])
     if layer.layer.bias is not None:
-        hessian += _like(precision[layer.layer.bias], changes) * changes
-    if layer.layer.weight is not None:
-        cross = products(dd, d) * products(x, dx)
-        term = changes * products(x, x) + products(d, d) * products(dx, dx)
-        term += cross + cross.permute(0, 3, 4, 1, 2)
-        hessian += _like(precision[layer.layer.weight], term) * term
+        alike = alike + _like(precision[layer.layer.bias], alike)
+    if layer.layer.weight is None:
+        return (alike * products(dd, dd)).reshape(groups, size * width, size * width)
+    scale = _like(precision[layer.layer.weight], alike)
+    hessian = products(dd, dd).mul_(alike + scale * products(x, x))
+    hessian.addcmul_(scale * products(d, d), products(dx, dx))
+    left, right = scale * products(dd, d), products(x, dx)
+    hessian.addcmul_(left, right)
+    hessian.addcmul_(left.permute(0, 3, 4, 1, 2), right.permute(0, 3, 4, 1, 2))
     return hessian.reshape(groups, size * width, size * width)
 
 

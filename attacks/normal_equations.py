@@ -80,9 +80,12 @@ class NormalEquations:
 
     def at(self, points: Tensor) -> Normal:
         """What a Gauss-Newton step needs at ``points`` (G, b, K)."""
-        layers = self._run(points, derivatives=True)
-        gradients, hessians = zip(*(self._misfit.equations(layer) for layer in layers), strict=True)
-        return Normal(sum(gradients[1:], gradients[0]), sum(hessians[1:], hessians[0]))
+        first, *others = self._run(points, derivatives=True)
+        gradient, hessian = self._misfit.equations(first)
+        for layer in others:
+            slope, bend = self._misfit.equations(layer)
+            gradient, hessian = gradient.add_(slope), hessian.add_(bend)
+        return Normal(gradient, hessian)
 
     def _run(self, points: Tensor, *, derivatives: bool) -> list[LayerDerivatives]:
         groups, size, width = points.shape
