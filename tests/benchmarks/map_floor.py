@@ -7,6 +7,11 @@ Attacks clean probes of an untrained federation and of one trained for some roun
 to the same gradients, and prints medians and means over targets beside the prior-only error. A line
 passes if the median error is at most 1.3 times the median floor, which is asked where that floor is
 under half of the prior's variance, and at most the prior's own.
+
+"depth" says whether a search could have ended better: how much more probable the point that it
+found is than the true record, in nats, mean over targets; and beside it what that is where the
+posterior is one Gaussian, half the number of unknowns. Searches that missed the main mode lie
+below.
 """
 
 from __future__ import annotations
@@ -19,12 +24,16 @@ import numpy as np
 import torch
 import typer
 
+from attacks.attack import Reconstruction
 from attacks.bounds import record_information
 from attacks.channel import Channel
+from attacks.linear_layers import dense_layers
 from attacks.observation import Observation
+from attacks.posterior_problem import Problem
 from attacks.prior import Prior
 from attacks.registry import get_attack
 from attacks.scores import score
+from attacks.transitions import Transitions
 from privguard.auditing import Audit
 from privguard.budgets import budget
 from privguard.environments import environment_spec
@@ -76,6 +85,24 @@ def noisy(observations: list[Observation], std: float) -> list[Observation]:
     ]
 
 
+def depth(
+    ready: Audit,
+    observations: list[Observation],
+    truth: list[Transitions],
+    answers: list[Reconstruction],
+) -> float:
+    """How much more probable the points found are than the true records, in nats, on average."""
+    layers = dense_layers(observations[0])
+    assert layers is not None
+    problem = Problem.of(observations, layers, ready.prior)
+    records = []
+    for observation, z in zip(observations, truth, strict=True):
+        reward = problem.coordinates.equivalent_rewards(observation, layers, z)
+        records.append(Reconstruction(dataclasses.replace(z, reward=reward), 0.0, 0.0))
+    found = [answer.objective for answer in answers]
+    return float(problem.values(records).mean()) - float(np.mean(found))
+
+
 def verdict(floor: float, error: float, blind: float) -> str:
     """What the medians say."""
     if error > blind:
@@ -110,7 +137,7 @@ def main(
     )
     print(
         f"{'networks':<12}{'std':>7}{'floor':>10}{'map':>10}{'ratio':>7}{'prior':>8}"
-        f"{'mean floor':>12}{'mean map':>10}{'s/target':>10}  verdict"
+        f"{'mean floor':>12}{'mean map':>10}{'depth':>14}{'s/target':>10}  verdict"
     )
     for index, capture in enumerate(ready.captures.captures):
         probes = capture.releases["probe"][:targets]
@@ -128,13 +155,15 @@ def main(
                 score(a, z, ready.prior, ready.reference)
                 for a, z in zip(answers, truth, strict=True)
             ]
+            nats = depth(ready, observations, truth, answers)
+            depths = f"{nats:.1f} / {(ready.template.continuous_size + 1) / 2:.1f}"
             error = np.array([s["nmse"] for s in scores])
             blind = np.array([s["nmse_prior"] for s in scores])
             print(
                 f"{'untrained' if index == 0 else f'{rounds} rounds':<12}{deviation:>7g}"
                 f"{np.median(floor):>10.2g}{np.median(error):>10.2g}"
                 f"{np.median(error) / np.median(floor):>7.2f}{np.median(blind):>8.2f}"
-                f"{floor.mean():>12.2g}{error.mean():>10.2g}{seconds:>10.2f}  "
+                f"{floor.mean():>12.2g}{error.mean():>10.2g}{depths:>14}{seconds:>10.2f}  "
                 f"{verdict(float(np.median(floor)), float(np.median(error)), np.median(blind))}",
                 flush=True,
             )
