@@ -9,8 +9,8 @@ A search starts from the closed forms of the first layers (one record), from the
 from the known transitions whose gradients fit best. The ReLUs make ledges: first the search softens
 them, and under Gaussian noise also leaves open which rows of the gradient they make wrong
 (``misfits.StudentMisfit``); then it alternates damped Gauss-Newton steps with draws around the best
-point, and cools a random walk. Under noise the answer is the posterior's mean there, which has the
-least mean squared error.
+point. Under noise the answer is the posterior's mean there, from a random walk: it has the least
+mean squared error.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
 from attacks.linear_layers import dense_layers
 from attacks.observation import Observation
 from attacks.posterior_problem import Problem
-from attacks.posterior_search import MakePosterior, Trail, anneal, descend, scatter
+from attacks.posterior_search import MakePosterior, Trail, descend, scatter, walk
 from attacks.posterior_starts import joint_starts, single_starts
 from attacks.prior import Prior
 from attacks.registry import register_attack
@@ -41,19 +40,19 @@ class MAP(Attack):
         starts: points that each target's search begins at, at least.
         candidates: known transitions that are tried as starts.
         iterations: Gauss-Newton steps before the draws.
-        rounds: of draws around the best point, each followed by a few steps; as many again after
-            the first random walk.
+        rounds: of draws around the best point, each followed by a few steps.
         draws: in each round.
         crowd: records of a release beyond which its search is a few plain steps: their cost grows
             with the square of the records, and in what was measured more of them found no more.
         unknowns: of a release, at most: a step takes their cube, and where no closed form gives a
             start, as for so many records, the search never left the guess that it began from.
-        chains, steps, heat: of the random walks, steps for each coordinate of a record; the first
-            cools from ``heat``, the second gives the mean.
-        widths: of the smoothed networks, in the unit of the pre-activations.
+        chains, steps: of the random walk that gives the mean, steps for each coordinate of a
+            record.
+        widths: of the smoothed networks, in the unit of the pre-activations; where the first is
+            several times that, the networks are nearly linear.
     """
 
-    starts: int = 6
+    starts: int = 12
     candidates: int = 256
     iterations: int = 10
     rounds: int = 4
@@ -61,9 +60,8 @@ class MAP(Attack):
     crowd: int = 8
     unknowns: int = 5000
     chains: int = 8
-    steps: int = 30
-    heat: float = 30.0
-    widths: tuple[float, ...] = (0.3, 0.1, 0.03)
+    steps: int = 120
+    widths: tuple[float, ...] = (3.0, 1.0, 0.3, 0.1, 0.03)
 
     def unsupported(self, observation: Observation) -> str:
         """Needs one gradient, every parameter of it in a dense layer that is called once."""
@@ -114,10 +112,10 @@ class MAP(Attack):
         trail = self._scattered(trail, problem.posterior, generator)
         if not problem.observations[0].channel.random:
             return trail
-        trail, _ = self._walked(trail, problem, self.heat, generator)
-        trail = self._scattered(trail, problem.posterior, generator)
-        trail, mean = self._walked(trail, problem, 1.0, generator)
-        return trail.answered_by(mean)
+        steps = self.steps * problem.coordinates.width
+        lowest, mean = walk(trail, problem.posterior, self.chains, steps, generator)
+        ends = descend(lowest.best(3), problem.posterior, 6)
+        return trail.joined(ends).answered_by(mean)
 
     def _descended_robustly(
         self, trail: Trail, problem: Problem, generator: torch.Generator
@@ -143,11 +141,3 @@ class MAP(Attack):
             near = scatter(trail, posterior, self.draws, 2, generator)
             trail = trail.joined(descend(near, posterior, 3)).best(2)
         return trail
-
-    def _walked(
-        self, trail: Trail, problem: Problem, heat: float, generator: torch.Generator
-    ) -> tuple[Trail, Tensor]:
-        steps = self.steps * problem.coordinates.width
-        lowest, mean = anneal(trail, problem.posterior, self.chains, steps, generator, heat)
-        ends = descend(lowest.best(3), problem.posterior, 6)
-        return trail.joined(ends).best(2), mean

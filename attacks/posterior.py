@@ -29,6 +29,9 @@ from attacks.transitions import Template, Transitions, flatten_state, unflatten_
 BLIND_REWARD = 100.0
 """Deviation of the equivalent reward for an adversary that knows no transition."""
 
+SMALLEST_SHARE = 0.1
+"""Of a sample's error that is left where the dynamics were fitted on it, at least."""
+
 ROUNDING = 1e-6
 """Relative error of float32 gradients, the noise where the channel adds none."""
 
@@ -73,8 +76,9 @@ class Coordinates:
         surprise = blind.equivalent_rewards(observation, layers, known) - prior.predicted_reward(
             known.state, known.action
         )
-        # A small sample shows too little of the spread, and the model was fitted on it.
-        spread = float(surprise.std(correction=0)) * 1.5
+        # As large as on records that the dynamics were not fitted on.
+        surprise = surprise / (1 - prior.leverage().to(surprise)).clamp_min(SMALLEST_SHARE)
+        spread = float(surprise.std(correction=0))
         return replace(blind, reward_offset=float(surprise.mean()), reward_std=max(spread, 1e-3))
 
     @property

@@ -124,23 +124,21 @@ def scatter(
     return Trail(points, actions, values.nan_to_num(nan=torch.inf)).best(keep)
 
 
-def anneal(
+def walk(
     trail: Trail,
     posterior_of: MakePosterior,
     chains: int,
     steps: int,
     generator: torch.Generator,
-    hottest: float,
 ) -> tuple[Trail, Tensor]:
-    """Metropolis chains that cool from ``hottest`` to one, and their mean afterwards.
+    """Metropolis chains from each target's best search, and their mean once they have settled.
 
     Proposals keep a Gaussian invariant (preconditioned Crank-Nicolson; Cotter et al. 2013, arXiv
     1202.0709): in turn the Laplace approximation at each target's best search and the prior, which
     moves where much noise leaves the posterior wider than any point's curvature says. How bold a
     move may be depends on how rugged the posterior is, so each target's scales follow its
-    acceptance until the chains have cooled. That takes half of the steps; the mean (T, b, K) of the
-    rest estimates the posterior's mean, where the mean squared error is least: on a rugged
-    posterior the maximum may lie far from it.
+    acceptance for half of the steps; the mean (T, b, K) of the rest estimates the posterior's mean,
+    where the mean squared error is least: on a rugged posterior the maximum may lie far from it.
 
     Returns:
         The lowest point of each chain, and the mean.
@@ -153,15 +151,14 @@ def anneal(
     values = best.values.expand(-1, chains)
     lowest = Trail(points, actions, values)
     total, counted = torch.zeros_like(best.points[:, 0]), 0
-    cooling = steps // 2
+    settling = steps // 2
     scales = factor.new_full((2, len(factor), 1, 1), FIRST_SCALE)
     for step in range(steps):
-        heat = hottest ** max(0.0, 1 - step / max(cooling, 1))
         kind = step % 2
         fresh = scales[kind]
         kept = (1 - fresh.square()).sqrt()
         noise = torch.randn(factor.shape[-1], chains, generator=generator, dtype=torch.float64)
-        noise = fresh * heat**0.5 * noise.to(factor)
+        noise = fresh * noise.to(factor)
         if kind == 0:
             away = (factor @ (points - best.points).flatten(2).to(factor).mT).contiguous()
             proposed = kept * away + noise
@@ -173,7 +170,7 @@ def anneal(
             energies = 0.5 * (moved.square() - points.square()).flatten(2).sum(2).double()
         tried = posterior.value(moved.flatten(0, 1)).double().unflatten(0, values.shape)
         chance = torch.rand(chains, generator=generator, dtype=torch.float64).to(factor)
-        accepted = heat * chance.log() < values - tried + energies
+        accepted = chance.log() < values - tried + energies
         points = torch.where(accepted[..., None, None], moved, points)
         values = torch.where(accepted, tried, values)
         lower = values < lowest.values
@@ -182,7 +179,7 @@ def anneal(
             actions,
             torch.minimum(values, lowest.values),
         )
-        if step < cooling:
+        if step < settling:
             surplus = accepted.to(factor).mean(dim=1) - ACCEPTANCE
             scales[kind] *= (ADAPTATION * surplus).exp()[:, None, None]
             scales[kind].clamp_(max=1.0)

@@ -206,6 +206,16 @@ class Prior:
         factor = vectors * values.clamp_min(1e-12).sqrt()
         return self.joint_mean[:size].double(), factor
 
+    def leverage(self) -> Tensor:
+        """(n,) how much each sample pulls the learned dynamics to itself, in [0, 1).
+
+        An error of the dynamics on a sample is 1 / (1 - leverage) times as large on one like it
+        that they were not fitted on.
+        """
+        if isinstance(self._model, TransitionModel):
+            return self._model.leverage
+        return torch.zeros(self.samples)
+
     def transition(self, state: Tensor, action: Tensor) -> Tensor:
         """Learned f(s, a), differentiable: (B, *state_shape) to the same shape.
 

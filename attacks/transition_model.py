@@ -21,7 +21,12 @@ RIDGE = 1e-3
 
 
 class TransitionModel:
-    """Differentiable map of (B, D) rows [state, action] to next states (B, S) and rewards (B,)."""
+    """Differentiable map of (B, D) rows [state, action] to next states (B, S) and rewards (B,).
+
+    Attributes:
+        leverage: (n,) each sample's pull on its own prediction by the ridge, in [0, 1): without it
+            in the fit its error would be 1 / (1 - leverage) times as large (Allen's PRESS).
+    """
 
     def __init__(
         self, rows: Tensor, state: Tensor, next_state: Tensor, reward: Tensor, *, seed: int
@@ -35,6 +40,7 @@ class TransitionModel:
         y = (targets - self._out_mean) / self._out_std
         gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
         self._ridge = torch.linalg.solve(gram, x.T @ y)
+        self.leverage = (x * torch.linalg.solve(gram, x.T).T).sum(dim=1)
         self._network = _fit_network(x, y - x @ self._ridge, seed)
 
     def __call__(self, state: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
