@@ -179,8 +179,8 @@ def test_what_to_run_next_depends_on_what_is_missing(tmp_path) -> None:
     assert _next({0.1: (0.6, 1.1), 1.0: (0.01, 1.1)}, tmp_path, seeds=6) is None
     # It leaks with certainty where the reward is lost with certainty.
     hopeless = _next({0.1: (0.6, 1.1), 0.12: (0.6, 0.1), 10.0: (0.3, 0.1)}, tmp_path)
-    assert "--batch-size 64" in hopeless.command
-    assert "-batch64" in hopeless.command
+    assert "--batch-size 128" in hopeless.command
+    assert "-batch128" in hopeless.command
     nothing = next_run(_spec("gaussian"), [], recommend([]), tmp_path)
     assert "not yet trained" in nothing.reason
     lazy = frontier_rows(
