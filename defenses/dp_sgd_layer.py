@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from defenses.accounting import Accountant
-from defenses.client_gradients import client_bounds, sample_losses
+from defenses.client_gradients import client_bounds
 from defenses.layout import Layout
+from defenses.linear_passes import sample_losses
 from defenses.registry import DefenseError, register_defense
 from defenses.stages import Losses, Sampling
 

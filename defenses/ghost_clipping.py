@@ -2,7 +2,9 @@
 
 Ghost clipping (Li et al. 2022, arXiv 2110.05679) takes per-sample gradient norms from layer inputs
 and output gradients in a first backward pass, and the clipped sum from a second one over losses
-scaled by the clipping factors. Opacus computes norms, factors, passes and noise.
+scaled by the clipping factors. Opacus computes norms, factors, passes and noise. Where all layers
+are linear, one pass does (book-keeping: Bu et al. 2023, arXiv 2210.00038): its inputs and output
+gradients, the latter times Opacus' factors, give the sum that the second pass would.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from defenses.client_gradients import client_bounds, sample_losses
+from defenses.client_gradients import client_bounds
 from defenses.layout import Layout
+from defenses.linear_passes import LayerPass, LinearPasses, sample_losses
 from defenses.registry import DefenseError
 from defenses.stages import Losses
 
@@ -55,6 +58,7 @@ class GhostClipping:
         self._module = module
         self._layout = layout
         self._clients = clients
+        self._passes = LinearPasses(module)
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._layers = [
             layer
@@ -151,7 +155,7 @@ class GhostClipping:
         with self._borrowed_gradients():
             rows_left = rows
             while len(rows_left):
-                finite = self._ghost_pass(losses, rows_left, optimizer)
+                finite = self._clipped_sum(losses, rows_left, optimizer)
                 if finite.all():
                     norms = self._hooks.per_sample_gradient_norms.cpu()
                     self.sample_norms = torch.cat([self.sample_norms, norms])
@@ -164,19 +168,44 @@ class GhostClipping:
             for p in self._parameters:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
+                # Opacus adds to a sum that is there, and copies the gradient (slower) otherwise.
+                p.summed_grad = torch.zeros_like(p)  # type: ignore[attr-defined]
             optimizer.pre_step()
             return self._layout.flatten([cast(Tensor, p.grad) for p in self._parameters])
 
-    def _ghost_pass(self, losses: Losses, rows: Tensor, optimizer: Any) -> Tensor:
+    def _clipped_sum(self, losses: Losses, rows: Tensor, optimizer: Any) -> Tensor:
         """Leaves the clipped sum in ``.grad``; returns (len(rows),): which samples are finite."""
-        from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
-
         if not all(layer.training for layer in self._layers):
             raise DefenseError("dp-sgd: Opacus records layers in train mode only; call .train()")
         # A layer that takes no part this time has norm 0, not the norms of an earlier batch.
         absent = self._parameters[0].new_zeros(len(rows))
         for p in self._parameters:
             p._norm_sample = absent  # type: ignore[attr-defined]
+        kept = self._passes.run(losses, rows, len(rows))
+        if kept is None:
+            values = self._two_passes(losses, rows, optimizer, absent)
+        else:
+            values, passes = kept
+            self._weigh(passes)
+        return values.isfinite() & self._hooks.per_sample_gradient_norms.isfinite()
+
+    def _weigh(self, passes: list[LayerPass]) -> None:
+        """Leaves the clipped sum in ``.grad``, from one pass's inputs and output gradients."""
+        norms_of = self._hooks.NORM_SAMPLERS[nn.Linear]
+        for layer, inputs, deltas in passes:
+            for p, norms in norms_of(layer, [inputs], deltas).items():
+                p._norm_sample = norms
+        factors = self._hooks.get_clipping_coef()
+        for layer, inputs, deltas in passes:
+            if layer.weight.requires_grad:
+                layer.weight.grad = (deltas * factors[:, None]).mT @ inputs
+            if layer.bias is not None and layer.bias.requires_grad:
+                layer.bias.grad = factors @ deltas
+
+    def _two_passes(self, losses: Losses, rows: Tensor, optimizer: Any, absent: Tensor) -> Tensor:
+        """Leaves Opacus' clipped sum in ``.grad``; returns the losses of ``rows``."""
+        from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+
         with self._recording():
             values = sample_losses(losses, rows, len(rows))
             DPTensorFastGradientClipping(self._hooks, optimizer, values, "sum").backward()
@@ -186,7 +215,7 @@ class GhostClipping:
                     f"dp-sgd: no per-sample gradient of {name!r}: it is used outside the forward "
                     "of its own layer"
                 )
-        return values.detach().isfinite() & self._hooks.per_sample_gradient_norms.isfinite()
+        return values.detach()
 
     @contextmanager
     def _recording(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ def test_closed_form_equals_autograd_and_the_oracle(new_problem, counts):
     problem = new_problem(counts)
     closed = ClientGradients(problem.module, problem.layout, problem.clients)
     general = ClientGradients(problem.module, problem.layout, problem.clients)
-    general._slots = None
+    general._passes._layers = None
     for _ in range(2):  # the first call verifies itself against autograd
         one = closed.per_client(problem.losses, problem.owner, 8)
         two = general.per_client(problem.losses, problem.owner, 8)
@@ -25,7 +25,7 @@ def test_closed_form_equals_autograd_and_the_oracle(new_problem, counts):
         torch.testing.assert_close(
             closed.mean(problem.losses, problem.owner, 8), two.mean(0), atol=1e-6, rtol=1e-5
         )
-    assert closed._slots is not None
+    assert closed._passes._layers is not None
     if len(problem.owner):
         expected = problem.sums(problem.per_sample_gradients()) / 8
         torch.testing.assert_close(one, expected, atol=1e-6, rtol=1e-5)
@@ -59,7 +59,7 @@ def nested(module, data):
 def test_unusual_losses_fall_back_to_autograd(problem, form):
     losses = form(problem.module, problem.data)
     general = ClientGradients(problem.module, problem.layout, problem.clients)
-    general._slots = None
+    general._passes._layers = None
     expected = general.per_client(losses, problem.owner, 8)
     with problem.bind(NONE) as session:
         for _ in range(2):

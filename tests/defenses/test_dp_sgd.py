@@ -10,6 +10,7 @@ from torch import nn
 
 import defenses
 from defenses import DefenseError
+from defenses.ghost_clipping import GhostClipping
 
 
 def clipped(gradients, norm):
@@ -28,6 +29,30 @@ def test_clipped_sums_equal_the_oracle(new_problem, counts, clip, affine):
         mean = session.mean_release(problem.losses, problem.owner)
     torch.testing.assert_close(releases, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(mean, expected.mean(0), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(8, 8, 8, 8), (3, 0, 9, 1)])
+def test_one_pass_gives_what_two_passes_of_opacus_give(new_problem, new_generator, counts):
+    released, norms = [], []
+    for by_opacus in (False, True):
+        problem = new_problem(counts)
+        clipping = GhostClipping(
+            problem.module,
+            problem.layout,
+            len(counts),
+            new_generator(0),
+            clip_norm=0.5,
+            noise_multiplier=0.1,
+        )
+        if by_opacus:
+            clipping._passes._layers = None
+        for _ in range(2):  # the first call compares itself with autograd
+            release = clipping.per_client(problem.losses, problem.owner, 8)
+        released.append(release)
+        norms.append(clipping.sample_norms)
+        clipping.close()
+    torch.testing.assert_close(*released, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(*norms)
 
 
 def test_convolutions_equal_the_oracle(new_problem):
