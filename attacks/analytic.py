@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.first_layers import FirstLayer, first_layers, stacked_gradients
+from attacks.gradients.first_layers import FirstLayer, first_layers, stacked_gradients
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import register_attack

@@ -25,11 +25,11 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from attacks.linear_layers import LinearLayer, dense_layers
-from attacks.misfits import Received
-from attacks.normal_equations import MOST_UNKNOWNS, Decode, NormalEquations
+from attacks.bayes.misfits import Received
+from attacks.bayes.normal_equations import MOST_UNKNOWNS, Decode, NormalEquations
+from attacks.bayes.posterior import Coordinates, received_by
+from attacks.gradients.linear_layers import LinearLayer, dense_layers
 from attacks.observation import Observation
-from attacks.posterior import Coordinates, received_by
 from attacks.prior import Prior
 from attacks.reference import SIGMA_FLOOR
 from attacks.transitions import Transitions, flatten_state_action, unflatten_state_action

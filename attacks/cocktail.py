@@ -9,11 +9,11 @@ of different records share the critic's weights and are far from orthogonal, and
 are nearly Gaussian. ``tests/benchmarks/cocktail_ica.py`` prints how few FastICA finds.
 
 What tells a record is that its inputs must lie in the row spaces of all layers at once
-(``row_spaces``): a layer with n inputs gives n + 1 - b equations, and one record is a point of some
-tens of coordinates. So each record is searched for alone (``subspace_search``), from draws of the
-prior, until the records found explain the gradients. Sparse or binary factors, which ``spear``
-needs, have no part in it: any activation, norm or head will do. Records whose part of the gradient
-is drowned in noise are not guessed but answered by the prior's mean.
+(``batches.row_spaces``): a layer with n inputs gives n + 1 - b equations, and one record is a point
+of some tens of coordinates. So each record is searched for alone (``batches.subspace_search``),
+from draws of the prior, until the records found explain the gradients. Sparse or binary factors,
+which ``spear`` needs, have no part in it: any activation, norm or head will do. Records whose part
+of the gradient is drowned in noise are not guessed but answered by the prior's mean.
 
 The search may miss records that few starts lead to: without noise and LayerNorm, batches of eight
 and more come out in part where ``spear`` is exact. ``tests/benchmarks/cocktail_batches.py`` prints
@@ -32,13 +32,13 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.linear_layers import LinearLayer
+from attacks.batches.row_spaces import RowSpace, mixing_layers
+from attacks.batches.subspace_search import Inputs, Whitened, choose, least_explained, search
+from attacks.gradients.linear_layers import LinearLayer
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import register_attack
 from attacks.rewards import explain, reconstruction, taken_actions
-from attacks.row_spaces import RowSpace, mixing_layers
-from attacks.subspace_search import Inputs, Whitened, choose, least_explained, search
 from attacks.transitions import Transitions, unflatten_state_action
 
 POPULATION = 256

@@ -1,13 +1,13 @@
 """Inverts convolutional Q-networks layer by layer, down to the pixels.
 
-The dense layer above the convolutions gives each record's features exactly (``conv_features``).
-Then each convolution's inputs are the least-squares solution of its weight's gradient and its
-active outputs (R-GAP's recursion, Zhu and Blaschko, ICLR 2021, arXiv 2010.07733, as one
-well-conditioned system a layer: ``conv_equations``), for as long as those determine them. From the
-last layer that they do the rest is solved for in pixels, where few deviate from what is usual
-(``sparse_frames``); the units that are active in between follow the pixels and are taken anew in
-rounds. Pixels are multiples of a grey level, so that a rounded answer either explains everything
-known or is not yet the true one.
+The dense layer above the convolutions gives each record's features exactly
+(``pixels.conv_features``). Then each convolution's inputs are the least-squares solution of its
+weight's gradient and its active outputs (R-GAP's recursion, Zhu and Blaschko, ICLR 2021, arXiv
+2010.07733, as one well-conditioned system a layer: ``pixels.conv_equations``), for as long as those
+determine them. From the last layer that they do the rest is solved for in pixels, where few deviate
+from what is usual (``pixels.sparse_frames``); the units that are active in between follow the
+pixels and are taken anew in rounds. Pixels are multiples of a grey level, so that a rounded answer
+either explains everything known or is not yet the true one.
 
 The records of a batch differ in loudness by their temporal-difference errors. Where only the loud
 ones follow from a layer's equations, these go down alone; images that reproduce their features are
@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attacks.attack import Attack, Reconstruction
-from attacks.conv_chains import find_chain
-from attacks.conv_features import features_capacity
 from attacks.observation import Observation
-from attacks.pixel_problem import PixelProblem
-from attacks.pixel_search import solve_pixels
+from attacks.pixels.conv_chains import find_chain
+from attacks.pixels.conv_features import features_capacity
+from attacks.pixels.problem import PixelProblem
+from attacks.pixels.search import solve_pixels
 from attacks.prior import Prior
 from attacks.registry import register_attack
 from attacks.rewards import explain, reconstruction

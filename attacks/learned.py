@@ -7,9 +7,9 @@ be inverted in the mean-square sense, with or without a likelihood. Least square
 tends to E[record | release], the answer of least mean squared error under that prior.
 
 Instead of the whole gradient the regression sees a few hundred features of it
-(``release_features``), then the Gauss-Newton step from its own estimate
-(``gauss_newton_features``); a second such step costs as much again and, on the channels that this
-is for, finds no more. All of it is fitted on simulated releases alone and shared by the
+(``learning.release_features``), then the Gauss-Newton step from its own estimate
+(``learning.gauss_newton_features``); a second such step costs as much again and, on the channels
+that this is for, finds no more. All of it is fitted on simulated releases alone and shared by the
 targets of a group.
 """
 
@@ -23,17 +23,14 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.channel_simulation import not_simulated
-from attacks.first_layers import first_layers
-from attacks.gauss_newton_features import GaussNewtonFeatures
-from attacks.linear_layers import dense_layers
-from attacks.observation import Observation, gradient_matching_error
-from attacks.posterior import Coordinates
-from attacks.prior import Prior
-from attacks.registry import register_attack
-from attacks.regression import CrossFitted
-from attacks.release_features import ReleaseFeatures
-from attacks.simulated_releases import (
+from attacks.bayes.posterior import Coordinates
+from attacks.gradients.first_layers import first_layers
+from attacks.gradients.linear_layers import dense_layers
+from attacks.learning.channel_simulation import not_simulated
+from attacks.learning.gauss_newton_features import GaussNewtonFeatures
+from attacks.learning.regression import CrossFitted
+from attacks.learning.release_features import ReleaseFeatures
+from attacks.learning.simulated_releases import (
     CHUNK,
     PriorDraws,
     SimulatedReleases,
@@ -41,6 +38,9 @@ from attacks.simulated_releases import (
     standardised,
     unstandardised,
 )
+from attacks.observation import Observation, gradient_matching_error
+from attacks.prior import Prior
+from attacks.registry import register_attack
 from attacks.transitions import Transitions
 
 

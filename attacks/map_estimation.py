@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import torch
 
 from attacks.attack import Attack, Reconstruction
-from attacks.linear_layers import dense_layers
+from attacks.bayes.problem import Problem
+from attacks.bayes.search import MakePosterior, Trail, descend, scatter, walk
+from attacks.bayes.smoothed_relu import SmoothedReLU
+from attacks.bayes.starts import joint_starts, single_starts
+from attacks.gradients.linear_layers import dense_layers
 from attacks.observation import Observation
-from attacks.posterior_problem import Problem
-from attacks.posterior_search import MakePosterior, Trail, descend, scatter, walk
-from attacks.posterior_starts import joint_starts, single_starts
 from attacks.prior import Prior
 from attacks.registry import register_attack
-from attacks.smoothed_relu import SmoothedReLU
 
 
 @register_attack("map", summary="Bayes-optimal Gauss-Newton under the defence's own noise law")

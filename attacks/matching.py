@@ -17,10 +17,10 @@ from torch import Tensor
 
 from attacks.attack import Reconstruction
 from attacks.fake_tuples import FakeTuples
-from attacks.gradient_choice import GroupGradients, choose_gradients
+from attacks.gradients.choice import GroupGradients, choose_gradients
+from attacks.gradients.replay import record
 from attacks.observation import Observation, gradient_matching_error
 from attacks.prior import MODEL_LIMIT, Prior
-from attacks.replay import record
 from attacks.transitions import Transitions
 
 Distance: TypeAlias = Literal["l2", "cosine"]

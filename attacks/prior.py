@@ -10,9 +10,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from attacks.frame_model import FrameModel
-from attacks.shrinkage import shrunk_correlation
-from attacks.transition_model import TransitionModel
+from attacks.knowledge.frame_model import FrameModel
+from attacks.knowledge.shrinkage import shrunk_correlation
+from attacks.knowledge.transition_model import TransitionModel
 from attacks.transitions import (
     Bound,
     Template,
@@ -175,7 +175,7 @@ class Prior:
         return self._rows.std(dim=0, correction=0)
 
     def joint_covariance(self) -> Tensor:
-        """(D, D) covariance of [state, action], correlations shrunk (``attacks.shrinkage``).
+        """(D, D) covariance of [state, action], correlations shrunk (``knowledge.shrinkage``).
 
         The identity without samples.
 

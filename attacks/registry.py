@@ -1,4 +1,4 @@
-"""Attacks by name. A new attack is a new file in this package with a ``@register_attack`` class."""
+"""Attacks by name. A new attack is a new file in this folder with a ``@register_attack`` class."""
 
 from __future__ import annotations
 

@@ -4,9 +4,11 @@ Dimitrov et al., NeurIPS 2024 (arXiv 2403.03945) un-mix a batch by the sparsity 
 output gradients, about 2^b samples for b records. Three things are different here.
 
 - Where each record uses one output of a linear head, as in critics and Q-networks, the last hidden
-  layer's output gradients are known factors times zeros and ones: ``unmixing`` looks for those.
-- The search is Douglas-Rachford splitting (``binary_factors``, ``sparse_factors``), not sampling:
-  ``tests/benchmarks/spear_batches.py`` prints how fast and how exact it is by batch size.
+  layer's output gradients are known factors times zeros and ones: ``batches.unmixing`` looks for
+  those.
+- The search is Douglas-Rachford splitting (``batches.binary_factors``, ``batches.sparse_factors``),
+  not sampling: ``tests/benchmarks/spear_batches.py`` prints how fast and how exact it is by batch
+  size.
 - LayerNorm before the ReLU makes output gradients dense, and is no defence: they stay in a known
   subspace of 2 b + 1 dimensions. The limit is about b = m / 4 records for m units with LayerNorm
   and b = 3 m / 8 without.
@@ -26,13 +28,13 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.dense_stacks import Hidden, Stack, dense_stacks, rectified_layers
+from attacks.batches.dense_stacks import Hidden, Stack, dense_stacks, rectified_layers
+from attacks.batches.unmixing import Unmixed, capacity, sparse_capacity, unmix, unmix_sparse
 from attacks.observation import Observation
 from attacks.prior import Prior
 from attacks.registry import register_attack
 from attacks.rewards import Explained, explain, reconstruction, taken_actions
 from attacks.transitions import Transitions, unflatten_state_action
-from attacks.unmixing import Unmixed, capacity, sparse_capacity, unmix, unmix_sparse
 
 EXACT = 1e-3
 """Relative residual of the gradient that a noiseless answer counts as exact below."""

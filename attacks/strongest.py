@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, Reconstruction
-from attacks.linear_layers import dense_layers
+from attacks.bayes.problem import Problem
+from attacks.gradients.linear_layers import dense_layers
 from attacks.observation import Observation
-from attacks.posterior_problem import Problem
 from attacks.prior import Prior
 from attacks.registry import get_attack, register_attack
 

@@ -8,7 +8,7 @@ import torch
 
 from attacks import Channel, Observation, Prior, Transitions, get_attack
 from attacks.bounds import record_information
-from attacks.channel_simulation import ChannelSimulation
+from attacks.learning.channel_simulation import ChannelSimulation
 from attacks.reference import Reference
 from attacks.scores import score
 from tests.attacks.conftest import Client

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from attacks import Channel, Observation, Prior, Transitions, get_attack
+from attacks.batches.row_spaces import RowSpace, mixing_layers
 from attacks.conformance_problems import box_problem
-from attacks.layer_calls import LayerCalls
+from attacks.gradients.layer_calls import LayerCalls
 from attacks.reference import Reference
-from attacks.row_spaces import RowSpace, mixing_layers
 from attacks.scores import score
 from tests.attacks.conftest import Client, errors, observe_quantiles
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from attacks import Observation, Prior, Transitions, get_attack
-from attacks.first_layer_posterior import shrunk_record
-from attacks.first_layers import first_layers
-from attacks.posterior import received_by
+from attacks.bayes.first_layer import shrunk_record
+from attacks.bayes.posterior import received_by
+from attacks.gradients.first_layers import first_layers
 from tests.attacks.conftest import Client, noisy
 
 ROWS = list(range(600, 2000, 70))

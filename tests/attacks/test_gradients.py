@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Channel, Observation, Transitions
-from attacks.gradient_choice import choose_gradients
-from attacks.gradients import DenseGradients, LoopGradients
-from attacks.linear_layers import dense_layers
+from attacks.gradients.choice import choose_gradients
+from attacks.gradients.dense import DenseGradients, LoopGradients
+from attacks.gradients.linear_layers import dense_layers
 from tests.attacks.conftest import Client, random_transitions
 
 

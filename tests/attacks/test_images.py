@@ -12,10 +12,10 @@ from torch import nn
 from attacks import Observation, Prior, Reconstruction, Transitions, available_attacks, get_attack
 from attacks.channel import Channel
 from attacks.conformance_problems import Problem, screen_problem
-from attacks.conv_gradients import ConvGradients, convolutional_layers
-from attacks.frame_model import FrameModel
-from attacks.gradient_choice import choose_gradients
-from attacks.gradients import LoopGradients
+from attacks.gradients.choice import choose_gradients
+from attacks.gradients.convolutional import ConvGradients, convolutional_layers
+from attacks.gradients.dense import LoopGradients
+from attacks.knowledge.frame_model import FrameModel
 from attacks.pixel_scores import LARGEST_PSNR, pixel_scores
 from attacks.prior import MODEL_LIMIT
 from attacks.reference import Reference

@@ -9,14 +9,19 @@ import pytest
 import torch
 
 from attacks import Channel, Observation, Prior, Reconstruction, Transitions, get_attack
-from attacks.channel_simulation import ChannelSimulation
-from attacks.gauss_newton_features import GaussNewtonFeatures
-from attacks.linear_layers import dense_layers
-from attacks.posterior import Coordinates
+from attacks.bayes.posterior import Coordinates
+from attacks.gradients.linear_layers import dense_layers
+from attacks.learning.channel_simulation import ChannelSimulation
+from attacks.learning.gauss_newton_features import GaussNewtonFeatures
+from attacks.learning.regression import CrossFitted
+from attacks.learning.simulated_releases import (
+    PriorDraws,
+    SimulatedReleases,
+    record_gradients,
+    standardised,
+)
 from attacks.reference import Reference
-from attacks.regression import CrossFitted
 from attacks.scores import score
-from attacks.simulated_releases import PriorDraws, SimulatedReleases, record_gradients, standardised
 from tests.attacks.conftest import Client
 
 ROWS = list(range(600, 2000, 90))

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from attacks import Channel, LocalTraining, Observation, Prior, Transitions, get_attack
 from attacks.bounds import record_information
 from attacks.conformance_problems import Problem, chain_problem
-from attacks.gradient_choice import choose_gradients
+from attacks.gradients.choice import choose_gradients
+from attacks.gradients.unrolled import UnrolledGradients
 from attacks.local_training import local_release
 from attacks.observation import gradient_matching_error
 from attacks.reference import Reference
 from attacks.scores import score
-from attacks.unrolled_gradients import UnrolledGradients
 from tests.attacks.conftest import Client, random_transitions
 
 STEPS = 3

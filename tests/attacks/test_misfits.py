@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.formed_misfit import FormedMisfit
-from attacks.layer_derivatives import LayerDerivatives
-from attacks.linear_layers import LinearLayer
-from attacks.misfit_choice import misfit_to
-from attacks.misfits import GramMisfit, Received, StudentMisfit
+from attacks.bayes.formed_misfit import FormedMisfit
+from attacks.bayes.layer_derivatives import LayerDerivatives
+from attacks.bayes.misfit_choice import misfit_to
+from attacks.bayes.misfits import GramMisfit, Received, StudentMisfit
+from attacks.gradients.linear_layers import LinearLayer
 
 GROUPS, SIZE, WIDTH, INPUTS, OUTPUTS = 4, 3, 5, 7, 6
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from attacks import Observation, Transitions
+from attacks.bayes.misfits import Received
+from attacks.bayes.normal_equations import NormalEquations
 from attacks.channel import Clipping
-from attacks.linear_layers import dense_layers
-from attacks.misfits import Received
-from attacks.normal_equations import NormalEquations
+from attacks.gradients.linear_layers import dense_layers
 from attacks.transitions import unflatten_state_action
 from tests.attacks.conftest import Client, random_transitions
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Observation, Prior, Transitions, get_attack, matching
-from attacks.replay import record
+from attacks.gradients.replay import record
 from tests.attacks.conftest import Client, dense, random_transitions
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]

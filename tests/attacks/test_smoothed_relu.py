@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.smoothed_relu import SmoothedReLU
+from attacks.bayes.smoothed_relu import SmoothedReLU
 
 
 def test_it_is_the_mean_over_logistic_noise_on_the_input() -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Channel, Observation, Prior, Transitions, get_attack
-from attacks.binary_factors import Subspace, binary_vectors, independent
+from attacks.batches.binary_factors import Subspace, binary_vectors, independent
+from attacks.batches.dense_stacks import dense_stacks, rectified_layers
+from attacks.batches.sparse_factors import sparse_vectors
+from attacks.batches.unmixing import unmix_sparse
 from attacks.conformance_problems import chain_problem
-from attacks.dense_stacks import dense_stacks, rectified_layers
-from attacks.sparse_factors import sparse_vectors
-from attacks.unmixing import unmix_sparse
 from tests.attacks.conftest import (
     Client,
     errors,

@@ -21,9 +21,9 @@ from spear_batches import observe, replayed, training
 from torch import Tensor
 
 from attacks import Observation, Transitions
-from attacks.layer_calls import LayerCalls
-from attacks.linear_layers import LinearLayer
-from attacks.row_spaces import mixing_layers
+from attacks.batches.row_spaces import mixing_layers
+from attacks.gradients.layer_calls import LayerCalls
+from attacks.gradients.linear_layers import LinearLayer
 
 
 def output_gradients(

@@ -25,11 +25,11 @@ import torch
 import typer
 
 from attacks.attack import Reconstruction
+from attacks.bayes.problem import Problem
 from attacks.bounds import record_information
 from attacks.channel import Channel
-from attacks.linear_layers import dense_layers
+from attacks.gradients.linear_layers import dense_layers
 from attacks.observation import Observation
-from attacks.posterior_problem import Problem
 from attacks.prior import Prior
 from attacks.registry import get_attack
 from attacks.scores import score

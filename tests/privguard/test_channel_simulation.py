@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import defenses
 from attacks.channel import Channel
-from attacks.channel_simulation import ChannelSimulation, not_simulated
+from attacks.learning.channel_simulation import ChannelSimulation, not_simulated
 from defenses import available_defenses
 
 DRAWS = 600

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from attacks import Prior, get_attack
+from attacks.bayes.problem import Problem
 from attacks.bounds import record_information
 from attacks.channel import Clipping
-from attacks.linear_layers import dense_layers
-from attacks.posterior_problem import Problem
+from attacks.gradients.linear_layers import dense_layers
 from attacks.scores import score
 from privguard.auditing import Audit
 from privguard.knowledge import Knowledge

@@ -1,0 +1,1 @@
+"""What ``attacks.prior`` learns from samples: dynamics of vectors and of frames, correlations."""

@@ -1,0 +1,175 @@
+"""From known features of convolutions down to the pixels of each record."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.observation import Observation
+from attacks.pixels.conv_equations import EXACT
+from attacks.pixels.conv_features import hear_features
+from attacks.pixels.descent import contradictions, descend
+from attacks.pixels.equations import PixelEquations
+from attacks.pixels.grey_levels import correct_levels, polish_levels, settle_levels
+from attacks.pixels.knowledge import REPRODUCED, PixelKnowledge
+from attacks.pixels.linearisation import explains, linearise, pixel_equations
+from attacks.pixels.problem import LEVELS, PixelProblem
+from attacks.pixels.sparse_frames import SparsePrior, SparseSearch
+
+ROUND = 40
+"""Iterations of the search before active units are taken anew."""
+
+NEARLY = 2e-3
+"""Relative misfit of a record's features up to which single pixels are corrected."""
+
+PASS = 5 * ROUND
+"""Iterations before records that are found are held, and what they leave open is solved anew."""
+
+PROGRESS = 0.7
+"""Share of a record's misfit to its features that a search worth continuing leaves at most."""
+
+TRUST, DOUBT = 0.1, 10.0
+"""Factors of the estimated noise that others' unknown parts of the gradients make: at first, and
+with every search in vain. The estimate is rough, and too much of it costs what is known."""
+
+FIRST_DAMPING, EASED, STIFFENED = 1.0, 0.6, 3.0
+"""Share of what is unexplained that counts as noise while active units are uncertain, at first, and
+its changes after a round that explains more and one that does not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """States (k, *state_shape) of k records, at most those asked for, their actions, and notes."""
+
+    states: Tensor
+    actions: Tensor | None
+    notes: tuple[str, ...]
+
+
+def solve_pixels(
+    problem: PixelProblem, observation: Observation, *, iterations: int, seed: int
+) -> Pixels:
+    """The pixels of each record that the dense layers tell apart, and of those that share one's.
+
+    Records with the same action whose units are active alike all through the dense layers come as
+    one weighted mean, and contradict the layer's other equations most: its image is theirs.
+    """
+    heard = hear_features(observation, problem.chain, problem.features[-1].flatten(1), seed=seed)
+    told, wanted = len(heard.features), observation.batch_size
+    notes = [f"{told} of {wanted} records told apart"] if told < wanted else []
+    if not told:
+        return Pixels(problem.states(problem.average[None][:0]), None, tuple(notes))
+    known = PixelKnowledge.of(problem, observation, heard)
+    if not known.exact:
+        images, _ = _search(known, iterations)
+        return Pixels(problem.states(images), heard.actions, tuple(notes))
+    images, done = _settle(known, iterations)
+    if not done:
+        notes.insert(0, "the pixels do not explain the gradient")
+    actions = heard.actions
+    off = contradictions(known) if told < wanted else torch.zeros(told)
+    if float(off.max()) > EXACT:
+        shared = torch.cat([torch.arange(told), off.argmax().repeat(wanted - told)])
+        images, actions = images[shared], None if actions is None else actions[shared]
+    return Pixels(problem.states(images), actions, tuple(notes))
+
+
+def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
+    """Images (b, C, H, W) in [0, 1] without noise, and whether they explain all that is known.
+
+    Records whose images reproduce their features are taken out of the gradients, which leaves the
+    others fewer unknowns. Searches that bring none of them nearer take turns between the lowest
+    outputs that are known and the features, with ever more doubt about what others add.
+    """
+    images, rest = known.images, known
+    settled = torch.zeros(len(images), dtype=torch.bool)
+    deep, from_rest, spent = descend(rest).doubting(TRUST), False, 0
+    while spent < iterations:
+        sure = deep.alone and deep.depth == 1
+        tried = rest if from_rest and not sure else deep
+        tried = tried.guessing(images[tried.records])
+        steps = iterations - spent if sure else min(PASS, iterations - spent)
+        found, done = _search(tried, steps)
+        before, misfit = tried.reproduced(tried.images), tried.reproduced(found)
+        nearer = misfit < before
+        images = images.index_copy(0, tried.records[nearer], found[nearer])
+        if done and tried.alone:
+            return images.index_copy(0, tried.records, found), True
+        settled = settled.index_fill(0, tried.records[misfit <= REPRODUCED], True)
+        if bool(settled.all()):
+            return images, True
+        if bool(settled[rest.records].any()):
+            rest = known.guessing(images).among(~settled)
+            deep, from_rest, spent = descend(rest).doubting(TRUST), False, 0
+        elif not bool((misfit < PROGRESS * before).any()):
+            deep = deep if from_rest else deep.doubting(DOUBT)
+            from_rest, spent = not from_rest, spent + steps
+    return images, False
+
+
+def _search(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
+    """Images (b, C, H, W) in [0, 1], and whether they explain all that is known."""
+    problem, exact = known.problem, known.exact
+    prior = SparsePrior.of(problem.known, problem.average, robust=exact)
+    start = known.images if exact else problem.average.expand_as(known.images).clone()
+    settled = known.depth == 1 and exact
+    free = None
+    if exact:
+        seen = known.seen(0)
+        free = ~seen.same.expand_as(start)
+        start = torch.where(free, start, seen.inputs.to(start))
+    search = SparseSearch(prior, start, free)
+    damping, best = FIRST_DAMPING, math.inf
+    kept = problem.rounded(start) if exact else start
+    for spent in range(0, iterations, ROUND):
+        if not settled or spent == 0:
+            images = problem.rounded(search.images) if exact else search.images.clamp(0, 1)
+            linear = linearise(known, images)
+            if linear.unexplained < best:
+                best, kept = linear.unexplained, images
+                damping = damping * EASED if spent else damping
+            else:
+                damping = damping * STIFFENED
+                search.images = kept
+                linear = linearise(known, kept)
+            equations = pixel_equations(known, linear, kept, prior.unit, damping)
+            search.forget()
+
+        def done(images: Tensor, equations: PixelEquations = equations) -> bool:
+            return exact and explains(known, problem.rounded(images), equations)
+
+        found = None
+        if search.run(equations, min(ROUND, iterations - spent), done):
+            found = problem.rounded(search.images)
+        elif exact and problem.grey:
+            guess = settle_levels(search.images, equations, LEVELS)
+            found = guess if explains(known, guess, equations) else None
+        if found is not None:
+            polished = problem.grey and known.alone
+            return polish_levels(found, equations, LEVELS) if polished else found, True
+    images = search.images.clamp(0.0, 1.0)
+    images = problem.rounded(images) if exact else images
+    if not settled and linearise(known, images).unexplained > best:
+        images = kept
+    if exact and problem.grey:
+        images = torch.cat([_corrected(known.only(i), images[[i]]) for i in range(len(images))])
+    return images, False
+
+
+def _corrected(known: PixelKnowledge, images: Tensor) -> Tensor:
+    """One record's image with wrong levels made right by its outputs, then by its features."""
+    forms = [known, known.at_features()]
+    misfit, tried = known.reproduced(images), 0
+    while tried < len(forms) and REPRODUCED < misfit < NEARLY:
+        form = forms[tried]
+        equations = pixel_equations(form, linearise(form, images), images, 1.0, 0.0)
+        better = correct_levels(images, equations, LEVELS)
+        left = known.reproduced(better)
+        if left < misfit / 2:
+            images, misfit, tried = better, left, 0
+        else:
+            tried += 1
+    return images
