@@ -20,18 +20,18 @@ from attacks.registry import get_attack
 from attacks.scores import score
 from attacks.transitions import Template, Transitions
 from privguard.agents import Agent, make_agent
-from privguard.captures import Capture, CellCaptures
-from privguard.chosen_examples import choose_examples
+from privguard.audit.captures import Capture, CellCaptures
+from privguard.audit.chosen_examples import choose_examples
+from privguard.audit.examples import Examples
+from privguard.audit.granted_prior import granted_prior
+from privguard.audit.observing import described, observe, records_of_one_client
 from privguard.environments import environment_spec, make_environment
-from privguard.examples import Examples
 from privguard.federation import Release
-from privguard.granted_prior import granted_prior
 from privguard.knowledge import Knowledge
-from privguard.observing import described, observe, records_of_one_client
 from privguard.records import AttackRecord, ReleaseKind, TargetScores
 from privguard.seeding import derive_seed, torch_generator
-from privguard.simulators import find_simulator
 from privguard.spec import CellSpec
+from privguard.worlds.simulators import find_simulator
 
 Scores = dict[str, float | None]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from privguard.audit.captures import CellCaptures
+from privguard.audit.release_noise import measure_noise
 from privguard.auditing import Audit
-from privguard.captures import CellCaptures
 from privguard.checkpoints import Checkpoint, restore, take_checkpoint
 from privguard.grids import swept_stage
 from privguard.knowledge import Knowledge
 from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
-from privguard.release_noise import measure_noise
 from privguard.run_files import RunFiles
 from privguard.spec import CellSpec
 from privguard.training import CellTraining, Progress

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privguard.captures import CellCaptures
+from privguard.audit.captures import CellCaptures
 from privguard.clients import Client
 from privguard.federation import RoundCost
 from privguard.records import Evaluation

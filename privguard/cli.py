@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from privguard import __version__
-from privguard.cli_options import (
+from privguard.command_line.reports import reports
+from privguard.command_line.shared_options import (
     AttackOption,
     BudgetOption,
     DefenseOption,
@@ -24,7 +25,6 @@ from privguard.cli_options import (
     ObsOption,
     PriorFractionOption,
 )
-from privguard.cli_reports import reports
 from privguard.errors import BadInput
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ def root(
 @app.command("list", epilog="Example: `privguard list --json`")
 def list_everything(as_json: JsonOption = False) -> None:
     """Environments, defences with their levels and grids, attacks and budgets."""
-    from privguard.listing import catalogue, render
+    from privguard.command_line.listing import catalogue, render
 
     entries = catalogue()
     typer.echo(json.dumps(entries, indent=2) if as_json else render(entries))
@@ -113,8 +113,8 @@ def sweep(
 
     Running the same command again resumes: what is finished is not computed twice.
     """
-    from privguard.commands import sweep_command
-    from privguard.options import make_limits, make_refinement, make_spec
+    from privguard.command_line.commands import sweep_command
+    from privguard.command_line.options import make_limits, make_refinement, make_spec
 
     limits = make_limits(max_leakage=max_leakage, max_reward_loss=max_reward_loss)
     refinement = make_refinement(limits, refine, max_cells, max_seeds)
@@ -156,7 +156,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("reports/train"),
 ) -> None:
     """Train one cell and keep its captured releases, without attacking them."""
-    from privguard.commands import train_command
+    from privguard.command_line.commands import train_command
 
     raise typer.Exit(
         train_command(env, obs, defense, seed, local_steps, budget, out, _command_line())
@@ -177,7 +177,7 @@ def attack(
 
     Nothing is trained again, so the same releases can be attacked under several knowledges.
     """
-    from privguard.commands import attack_command
+    from privguard.command_line.commands import attack_command
     from privguard.knowledge import chosen_knowledge
 
     granted = chosen_knowledge(knowledge, prior_fraction)
@@ -195,7 +195,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Returns of the policies that every trained one must beat."""
-    from privguard.queries import evaluate_command
+    from privguard.command_line.queries import evaluate_command
 
     evaluate_command(env, obs, policy, episodes, seed, as_json)
 
@@ -227,7 +227,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Limits of every attack against Gaussian noise, in seconds, without training."""
-    from privguard.queries import predict_command
+    from privguard.command_line.queries import predict_command
 
     predict_command(env, obs, batch_size, share, clip, releases, run, seed, as_json)
 
@@ -239,7 +239,7 @@ def check(
     ],
 ) -> None:
     """Run the conformance suite on an attack or a defence, ours or your own."""
-    from privguard.queries import check_command
+    from privguard.command_line.queries import check_command
 
     raise typer.Exit(check_command(plugin))
 

@@ -147,11 +147,11 @@ def make_environment(name: str, observation: str = "default") -> gym.Env:
             )
         options = dict(spec.observations[observation])
     if spec.family == "atari":
-        from privguard.atari import make_atari
+        from privguard.worlds.atari import make_atari
 
         return make_atari(spec.gym_id, observation, spec.ram, spec.fire)
     if spec.family == "car racing":
-        from privguard.car_racing import make_car_racing
+        from privguard.worlds.car_racing import make_car_racing
 
         return make_car_racing()
     if spec.agent == "td3":

@@ -17,9 +17,9 @@ from scipy.optimize import brentq
 from attacks.bounds import RecordInformation
 from attacks.channel import Channel
 from attacks.scores import leakage
+from privguard.audit.captures import CellCaptures
 from privguard.auditing import Audit
 from privguard.budgets import budget
-from privguard.captures import CellCaptures
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge
 from privguard.recipes import agent_settings

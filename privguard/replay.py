@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attacks.transitions import Transitions
 from defenses.stages import Sampling
-from privguard.frame_stacks import FrameStacks
+from privguard.worlds.frame_stacks import FrameStacks
 
 
 @dataclass(frozen=True)

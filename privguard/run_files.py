@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from privguard.audit.examples import Examples, pack, unpack
 from privguard.errors import BadInput
-from privguard.examples import Examples, pack, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor

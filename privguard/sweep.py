@@ -8,11 +8,11 @@ from pathlib import Path
 
 from privguard.executors import Event, Executor, Failed, Finished, Task
 from privguard.grids import swept_stage
-from privguard.poses import Poses
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.report import Evidence, write_page, write_report
 from privguard.spec import SweepSpec
 from privguard.store import Store
+from privguard.worlds.poses import Poses
 
 _REFRESH_SECONDS = 15.0
 """Least time between two pages while a sweep runs: writing one takes up to a second of a core."""

@@ -12,7 +12,8 @@ import torch
 
 import defenses
 from privguard.agents import Agent, make_agent
-from privguard.captures import Capture, CellCaptures
+from privguard.audit.captures import Capture, CellCaptures
+from privguard.audit.prior_samples import take_samples
 from privguard.clients import Client
 from privguard.environments import (
     environment_spec,
@@ -21,7 +22,6 @@ from privguard.environments import (
 )
 from privguard.evaluation import baseline_returns, evaluate, evaluation_seeds
 from privguard.federation import Federation, Server
-from privguard.prior_samples import take_samples
 from privguard.records import Evaluation, ReleaseKind
 from privguard.replay import Replay, ReplayShapes
 from privguard.seeding import numpy_generator, torch_generator

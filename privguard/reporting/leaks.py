@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privguard.examples import SIGMA_FLOOR, Example, Examples, record_errors
+from privguard.audit.examples import SIGMA_FLOOR, Example, Examples, record_errors
 from privguard.records import CellRecord, ReleaseKind
 from privguard.reporting.flags import by_privacy
 from privguard.reporting.frontier_row import FrontierRow

@@ -23,8 +23,8 @@ from attacks.observation import Observation
 from attacks.registry import get_attack
 from attacks.scores import score
 from attacks.transitions import Transitions
+from privguard.audit.captures import Capture
 from privguard.auditing import Audit
-from privguard.captures import Capture
 from privguard.seeding import torch_generator
 
 DEFENSES = (

@@ -22,9 +22,9 @@ from attacks.multiround import History, reconstruct_history
 from attacks.observation import Observation
 from attacks.transitions import Transitions, flatten_state
 from privguard.agents import make_agent
+from privguard.audit.captures import CellCaptures
 from privguard.auditing import Audit
 from privguard.budgets import budget
-from privguard.captures import CellCaptures
 from privguard.environments import environment_spec, make_environment
 from privguard.knowledge import Knowledge
 from privguard.recipes import agent_settings

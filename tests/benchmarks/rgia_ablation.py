@@ -26,9 +26,9 @@ from attacks.attack import Attack
 from attacks.dlg import DLG
 from attacks.rgia import RGIA
 from attacks.rgia_zero import ZeroPriorRGIA
+from privguard.audit.captures import CellCaptures
 from privguard.auditing import Audit
 from privguard.budgets import budget
-from privguard.captures import CellCaptures
 from privguard.environments import environment_spec
 from privguard.knowledge import Knowledge, chosen_knowledge
 from privguard.recipes import agent_settings

@@ -8,8 +8,8 @@ import torch
 from attacks.attack import Reconstruction
 from attacks.reference import Reference
 from attacks.transitions import Transitions
-from privguard.chosen_examples import choose_examples
-from privguard.examples import ROWS_KEPT
+from privguard.audit.chosen_examples import choose_examples
+from privguard.audit.examples import ROWS_KEPT
 from privguard.records import AttackRecord, TargetScores
 
 

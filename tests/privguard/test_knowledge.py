@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from attacks import Transitions, get_attack
+from privguard.audit.captures import CellCaptures
+from privguard.audit.granted_prior import granted_prior
 from privguard.auditing import Audit
-from privguard.captures import CellCaptures
+from privguard.command_line.options import default_attacks
 from privguard.errors import BadInput
-from privguard.granted_prior import granted_prior
 from privguard.knowledge import Knowledge, chosen_knowledge
-from privguard.options import default_attacks
 from privguard.records import AttackRecord
 from privguard.spec import CellSpec
 from privguard.training import CellTraining

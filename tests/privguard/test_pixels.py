@@ -12,16 +12,16 @@ import defenses
 from attacks import Transitions
 from attacks.observation import gradient_matching_error
 from privguard.agents.networks import initialise, nature_cnn
-from privguard.atari import ShrunkScreens, area_average
 from privguard.auditing import Audit
-from privguard.car_racing import FastCarRacing
 from privguard.checkpoints import Checkpoint, restore, take_checkpoint
 from privguard.environments import make_environment, make_learning_environment
-from privguard.frame_stacks import FrameStacks
 from privguard.knowledge import Knowledge
 from privguard.replay import Replay, ReplayShapes
 from privguard.spec import CellSpec
 from privguard.training import CellTraining
+from privguard.worlds.atari import ShrunkScreens, area_average
+from privguard.worlds.car_racing import FastCarRacing
+from privguard.worlds.frame_stacks import FrameStacks
 from tests.privguard.tiny import tiny_budget, tiny_cell
 
 FRAMES = ReplayShapes((4, 6, 5), torch.uint8, (), torch.int64)

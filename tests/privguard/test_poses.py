@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from privguard import pose_rendering
 from privguard.environments import make_environment
-from privguard.poses import Poses
+from privguard.worlds import pose_rendering
+from privguard.worlds.poses import Poses
 
 Array = np.ndarray
 

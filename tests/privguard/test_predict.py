@@ -10,10 +10,10 @@ import torch
 
 from attacks.channel import Channel
 from privguard.auditing import Audit
+from privguard.command_line.queries import predict_command
 from privguard.errors import BadInput
 from privguard.knowledge import Knowledge
 from privguard.predict import Prediction, fresh_captures, predict
-from privguard.queries import predict_command
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from privguard.command_line.next_run import next_run, sweep_command_line
+from privguard.command_line.options import make_spec
 from privguard.executors import OnEvent, Task, compute_task
 from privguard.grids import chosen_grids
-from privguard.next_run import next_run, sweep_command_line
-from privguard.options import make_spec
 from privguard.records import AttackRecord, CellRecord
 from privguard.refinement import (
     Refinement,

@@ -8,7 +8,7 @@ import torch
 
 from attacks import Transitions
 from privguard.environments import make_environment
-from privguard.simulators import make_simulator
+from privguard.worlds.simulators import make_simulator
 
 MUJOCO = [
     ("hopper", "default"),

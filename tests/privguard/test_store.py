@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from privguard.examples import Example, Examples, chosen
+from privguard.audit.examples import Example, Examples, chosen
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.report import write_report
 from privguard.run_files import RunFiles, StoreError

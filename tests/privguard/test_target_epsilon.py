@@ -7,12 +7,12 @@ import pytest
 import defenses
 from privguard.budgets import budget
 from privguard.cells import cell_record
+from privguard.command_line.options import calibrated_defenses
+from privguard.command_line.target_epsilon import Plan, with_noise_multipliers
 from privguard.environments import environment_spec
 from privguard.grids import parse_grid
-from privguard.options import calibrated_defenses
 from privguard.recipes import agent_settings
 from privguard.spec import CellSpec
-from privguard.target_epsilon import Plan, with_noise_multipliers
 from privguard.training import CellTraining
 
 PLAN = Plan(rounds=300, warmup_steps=200, steps_per_round=1, batch_size=32)

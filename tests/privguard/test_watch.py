@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from privguard.command_line.watch import serve
 from privguard.errors import BadInput
 from privguard.grids import chosen_grids
 from privguard.spec import SweepSpec
 from privguard.store import Store
-from privguard.watch import serve
 
 PRIVGUARD = [sys.executable, "-c", "from privguard.cli import main; main()"]
 

@@ -14,11 +14,11 @@ from selenium.webdriver import Chrome  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
+from privguard.command_line.watch import serve  # noqa: E402
 from privguard.grids import chosen_grids  # noqa: E402
 from privguard.reporting.report import write_page  # noqa: E402
 from privguard.spec import SweepSpec  # noqa: E402
 from privguard.store import Store  # noqa: E402
-from privguard.watch import serve  # noqa: E402
 from tests.reporting.browser import browser, complaints, screen  # noqa: E402
 from tests.reporting.record_factory import sweep  # noqa: E402
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from privguard.examples import Example, Examples
+from privguard.audit.examples import Example, Examples
 from privguard.records import AttackRecord, CellRecord
 from privguard.reporting.answer import answer
 from privguard.reporting.frontier import frontier_rows

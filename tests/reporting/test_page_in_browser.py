@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from privguard.examples import Example, Examples
+from privguard.audit.examples import Example, Examples
 from privguard.reporting.report import Evidence, write_page
 from tests.reporting.record_factory import sweep
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from attacks.prior import Simulator
 from privguard.environments import environment_spec, make_environment, observation_scale
 from privguard.errors import BadInput
-from privguard.mujoco_states import positions
+from privguard.worlds.mujoco_states import positions
 
 _BROKEN = [
     int(kind)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from privguard.cli_options import JsonOption, MaxLeakageOption, MaxRewardLossOption
+from privguard.command_line.shared_options import JsonOption, MaxLeakageOption, MaxRewardLossOption
 
 reports = typer.Typer()
 
@@ -17,7 +17,7 @@ RunArgument = Annotated[Path, typer.Argument(help="Directory of a run.")]
 @reports.command(epilog="Example: `privguard report reports/ant`")
 def report(directory: RunArgument) -> None:
     """Draw the frontier of what is finished: figures, CSV, summary and page."""
-    from privguard.queries import report_command
+    from privguard.command_line.queries import report_command
 
     report_command(directory)
 
@@ -49,8 +49,8 @@ def recommend(
 
     A level keeps a limit if the unfavourable end of its interval does.
     """
-    from privguard.options import make_limits
-    from privguard.queries import recommend_command
+    from privguard.command_line.options import make_limits
+    from privguard.command_line.queries import recommend_command
 
     limits = make_limits(
         max_leakage=max_leakage,
@@ -78,8 +78,8 @@ def compare(
 
     Returns are normalised run by run, and aggregated by interquartile means.
     """
-    from privguard.options import make_limits
-    from privguard.queries import compare_command
+    from privguard.command_line.options import make_limits
+    from privguard.command_line.queries import compare_command
 
     limits = make_limits(max_leakage=max_leakage, max_reward_loss=max_reward_loss)
     compare_command(directories, out, limits)
@@ -93,6 +93,6 @@ def watch(
     ] = 8765,
 ) -> None:
     """Serve a run's page to this machine alone; it refreshes while the sweep goes on."""
-    from privguard.watch import watch_command
+    from privguard.command_line.watch import watch_command
 
     watch_command(directory, port)

@@ -6,11 +6,11 @@ import torch
 
 from attacks.prior import Prior
 from attacks.transitions import Template, Transitions
-from privguard.captures import CellCaptures
+from privguard.audit.captures import CellCaptures
 from privguard.knowledge import Knowledge
 from privguard.seeding import derive_seed, torch_generator
-from privguard.simulators import make_simulator
 from privguard.spec import CellSpec
+from privguard.worlds.simulators import make_simulator
 
 
 def granted_prior(

@@ -67,7 +67,7 @@ def _draw(env: str, observation: str, folder: str) -> None:
     import mujoco
     from PIL import Image
 
-    from privguard.mujoco_states import positions
+    from privguard.worlds.mujoco_states import positions
 
     made: Any = make_environment(env, observation).unwrapped
     centre, unit = observation_scale(environment_spec(env), made.observation_space.shape)

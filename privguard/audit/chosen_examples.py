@@ -10,7 +10,7 @@ import torch
 from attacks.attack import Reconstruction
 from attacks.reference import Reference, match_rows
 from attacks.transitions import Transitions, flatten_state
-from privguard.examples import ROWS_KEPT, Example, Examples, chosen, record_errors
+from privguard.audit.examples import ROWS_KEPT, Example, Examples, chosen, record_errors
 from privguard.records import AttackRecord
 
 

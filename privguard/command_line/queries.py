@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privguard.catalogue import nearest
+from privguard.command_line.options import plugins, positive
 from privguard.environments import ENVIRONMENTS, environment_spec
 from privguard.errors import BadInput
-from privguard.options import plugins, positive
 from privguard.reporting.limits import Limits
 from privguard.spec import SweepSpec
 from privguard.store import Store
@@ -20,7 +20,7 @@ from privguard.sweep import report as write_sweep_report
 from privguard.sweep import selected_records
 
 if TYPE_CHECKING:
-    from privguard.next_run import NextRun
+    from privguard.command_line.next_run import NextRun
     from privguard.reporting.recommendation import Recommendation
 
 
@@ -183,7 +183,7 @@ def _defense_findings(text: str) -> list[str]:
 
 
 def _recommendation(directory: Path, limits: Limits) -> tuple[Recommendation, NextRun | None]:
-    from privguard.next_run import next_run
+    from privguard.command_line.next_run import next_run
     from privguard.reporting.frontier import frontier_rows
     from privguard.reporting.recommendation import recommend
 

@@ -10,7 +10,7 @@ from attacks.local_training import LocalTraining
 from attacks.observation import Observation
 from attacks.transitions import Template
 from privguard.agents import Agent
-from privguard.captures import Capture
+from privguard.audit.captures import Capture
 from privguard.federation import Release
 from privguard.records import ReleaseKind
 from privguard.spec import CellSpec

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from privguard.command_line.queries import known_sweep
 from privguard.errors import BadInput
-from privguard.queries import known_sweep
 from privguard.store import Store
 
 ADDRESS = "127.0.0.1"

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from attacks.transitions import Transitions
-from privguard.captures import CellCaptures
+from privguard.audit.captures import CellCaptures
 from privguard.federation import Federation
 from privguard.knowledge import LARGEST_FRACTION, sample_count
 from privguard.seeding import numpy_generator

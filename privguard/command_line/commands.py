@@ -9,11 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from privguard.budgets import budget
-from privguard.environments import environment_spec
-from privguard.errors import BadInput
-from privguard.executors import Event, Executor, Failed, Finished, LocalProcesses, Task
-from privguard.knowledge import Knowledge
-from privguard.options import (
+from privguard.command_line.options import (
     budget_by_name,
     calibrated_defenses,
     check_knowledge,
@@ -22,8 +18,12 @@ from privguard.options import (
     plugins,
     positive,
 )
-from privguard.progress import SweepProgress, cell_name
-from privguard.queries import known_sweep, recommendation_text
+from privguard.command_line.progress import SweepProgress, cell_name
+from privguard.command_line.queries import known_sweep, recommendation_text
+from privguard.environments import environment_spec
+from privguard.errors import BadInput
+from privguard.executors import Event, Executor, Failed, Finished, LocalProcesses, Task
+from privguard.knowledge import Knowledge
 from privguard.recipes import agent_settings
 from privguard.refinement import Planned, Refinement, refine, with_earlier_refinement
 from privguard.reporting.limits import Limits

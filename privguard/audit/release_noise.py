@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from privguard.captures import CellCaptures
-from privguard.observing import described
+from privguard.audit.captures import CellCaptures
+from privguard.audit.observing import described
 from privguard.records import Noise
 from privguard.spec import CellSpec
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privguard.environments import ENVIRONMENTS
-from privguard.pose_rendering import SIDE, draw_poses
+from privguard.worlds.pose_rendering import SIDE, draw_poses
 
 Array = NDArray[Any]
 

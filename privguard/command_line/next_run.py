@@ -10,8 +10,8 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict
 
 from privguard.budgets import BudgetName, budget
+from privguard.command_line.options import default_attacks
 from privguard.knowledge import DEFAULT_FRACTION
-from privguard.options import default_attacks
 from privguard.recipes import agent_settings
 from privguard.refinement import MAX_CELLS, Planned, Refinement, affordable, coarse, planned
 from privguard.reporting.frontier_row import FrontierRow

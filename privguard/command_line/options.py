@@ -94,7 +94,7 @@ def calibrated_defenses(
     Raises:
         defenses.DefenseError: an epsilon that is out of reach, or of a defence without one.
     """
-    from privguard.target_epsilon import Plan, with_noise_multipliers
+    from privguard.command_line.target_epsilon import Plan, with_noise_multipliers
 
     rounds = budget(name, env, observation)
     settings = agent_settings(environment_spec(env), batch_size, observation=observation)
@@ -177,7 +177,7 @@ def check_knowledge(spec: SweepSpec) -> None:
         BadInput: it is granted a simulator that the environment does not have.
     """
     if spec.knowledge.kind == "simulator":
-        from privguard.simulators import make_simulator
+        from privguard.worlds.simulators import make_simulator
 
         make_simulator(spec.env, spec.observation)
 
