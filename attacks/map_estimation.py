@@ -105,6 +105,8 @@ class MAP(Attack):
     def _single_search(self, problem: Problem, generator: torch.Generator) -> Trail:
         starts = single_starts(problem, self.starts, self.candidates, generator)
         trail = descend(starts, problem.posterior, self.iterations // 2)
+        if problem.explained(trail):
+            return trail.best(2)
         found = trail.joined(self._descended_smoothly(starts, problem))
         if problem.received.gaussian:
             found = found.joined(self._descended_robustly(trail, problem, generator))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.attack import Reconstruction
 from attacks.bayes.misfits import Received, StudentMisfit
-from attacks.bayes.posterior import Coordinates, Posterior, received_by
+from attacks.bayes.posterior import ROUNDING, Coordinates, Posterior, received_by
 from attacks.bayes.search import Trail
 from attacks.gradients.linear_layers import LinearLayer
 from attacks.observation import Observation, gradient_matching_error
@@ -19,6 +19,10 @@ from attacks.transitions import Transitions
 
 REWARD_SHIFTS = (-100.0, -30.0, -10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Trial rewards around the prior's guess, in deviations of the equivalent reward."""
+
+EXPLAINED = 1e-4
+"""Of an exact gradient's norm, what is left at most where a record explains it: sums in float32
+leave up to a fifth of that."""
 
 ZOOMS = 4
 """Times that the reward's bracket is narrowed, each time to a fifth."""
@@ -120,6 +124,14 @@ class Problem:
         actions = None if trail.actions is None else trail.actions[:, :, 0]
         points, _ = self.best_rewards(trail.points[:, :, 0], actions)
         return Trail.begin(points[:, :, None], trail.actions)
+
+    def explained(self, trail: Trail) -> bool:
+        """Whether every target's best search explains all of a gradient that came exactly."""
+        if self.observations[0].channel.random:
+            return False
+        count = sum(gradient[0].numel() for gradient in self.received.gradient.values())
+        most = 0.5 * count * (EXPLAINED / ROUNDING) ** 2
+        return bool((trail.values.amin(dim=1) <= most).all())
 
     def values(self, answers: Sequence[Reconstruction]) -> Tensor:
         """Minus log posterior (T,) of other attacks' answers, up to the constant of ``Trail``."""
