@@ -103,7 +103,6 @@ class CellRecord(Record):
     saturation_rate: float = 0.0
     """Share of coordinates beyond the range of the aggregation's encoding."""
     train_seconds: float = 0.0
-    audit_seconds: float = 0.0
     rounds_per_second: float = 0.0
     bytes_per_round: int = 0
     """Bytes that one client sends up in one round."""
