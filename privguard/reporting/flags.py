@@ -63,6 +63,13 @@ def _undefended_policy(rows: Sequence[FrontierRow]) -> list[Flag]:
             "Train longer before reading any reward here."
         )
         return [Flag(code="undefended-not-above-idle", message=message)]
+    if control.seeds == 1:
+        message = (
+            "The undefended policy is that of one seed: another training of the same cell may end "
+            "far from it, which no interval here covers. Wait for more seeds before choosing by "
+            "reward."
+        )
+        return [Flag(code="one-seed", message=message)]
     return []
 
 

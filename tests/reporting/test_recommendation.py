@@ -132,6 +132,13 @@ def test_an_undefended_policy_that_learnt_nothing_is_suspicious():
     assert "undefended-not-above-idle" in {flag.code for flag in advice.flags}
 
 
+def test_a_reward_measured_on_one_seed_is_suspicious():
+    for seeds, expected in ((1, True), (2, False)):
+        cells = [cell(seed=seed) for seed in range(seeds)]
+        flags = recommend(frontier_rows(cells, [attack(c, leakage=0.99) for c in cells])).flags
+        assert ("one-seed" in {flag.code for flag in flags}) is expected
+
+
 def test_a_weaker_attack_that_wins_and_a_level_that_leaks_more_are_suspicious():
     cells = [cell(), cell("gaussian", 0.1), cell("gaussian", 1.0)]
     attacks = [
