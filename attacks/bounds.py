@@ -204,7 +204,7 @@ def reconstruction_robustness(
 
     Without subsampling the closed form Phi(Phi^-1(kappa) + sqrt(T) / sigma); with Poisson sampling
     the trade-off curve of DP-SGD (Hayes, Mahloujifar and Balle 2023, arXiv 2302.07225; Kaissis et
-    al. 2023, arXiv 2307.03928), by deterministic quasi-Monte-Carlo over T draws.
+    al. 2023, arXiv 2307.03928), by Monte Carlo over T rounds, 200,000 times, with a fixed seed.
 
     Raises:
         ValueError: kappa or sample_rate is outside (0, 1], the noise is not above zero.

@@ -1,10 +1,8 @@
 """Each client's mean gradient from one pass over the stacked minibatches of all clients.
 
-A linear layer's weight gradient is D^T X with inputs X (n, in) and gradients D (n, out) of the sum
-of losses with respect to its outputs. Row i of D and X belongs to sample i, so one forward and
-backward pass for all clients gives the gradient of client c as D_c^T X_c: one batched product a
-layer. Modules with other trainable layers, and minibatches of different sizes, get one backward
-pass a client.
+The inputs X and output gradients D of linear layers (``linear_passes``) give the gradient of client
+c as D_c^T X_c: one batched product a layer. Modules with other trainable layers, and minibatches of
+different sizes, get one backward pass a client.
 """
 
 from __future__ import annotations
