@@ -37,6 +37,11 @@ class LinearPasses:
         self._verified: set[tuple[bool, ...]] = set()
         """Which layers took part, for every such set that was compared with autograd."""
 
+    @property
+    def applicable(self) -> bool:
+        """Whether nothing that was seen so far stands against it."""
+        return self._layers is not None
+
     def run(
         self, losses: Losses, rows: Tensor | slice, count: int
     ) -> tuple[Tensor, list[LayerPass]] | None:

@@ -38,18 +38,16 @@ class Server:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self._learning_rates = agent.learning_rates()
         # Parameters of the optimizer are slices of the agent's weight vector: a step on them is a
         # step on the model, in one fused operation a network.
         self._slices = [
-            torch.nn.Parameter(agent.weights[start:stop])
-            for start, stop, _ in agent.learning_rates()
+            torch.nn.Parameter(agent.weights[start:stop]) for start, stop, _ in self._learning_rates
         ]
         self.optimizer = torch.optim.Adam(
             [
                 {"params": [parameter], "lr": rate}
-                for parameter, (_, _, rate) in zip(
-                    self._slices, agent.learning_rates(), strict=True
-                )
+                for parameter, (_, _, rate) in zip(self._slices, self._learning_rates, strict=True)
             ],
             eps=agent.adam_epsilon,
             fused=True,
@@ -71,7 +69,7 @@ class Server:
         decay_from = settings.decay_from
         pace = min(1.0, (1 - progress) / (1 - decay_from))
         for parameter, group, (start, stop, rate) in zip(
-            self._slices, self.optimizer.param_groups, self.agent.learning_rates(), strict=True
+            self._slices, self.optimizer.param_groups, self._learning_rates, strict=True
         ):
             parameter.grad = gradient[start:stop]
             group["lr"] = pace * rate

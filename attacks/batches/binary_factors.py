@@ -30,6 +30,9 @@ TOLERANCE = 1.5
 """Candidates may miss the subspace by so many times what the noise explains; true ones miss it by
 0.8 to 1.1 times that, up to the point where singular directions drown."""
 
+STARTS_PER_DIMENSION = 32
+"""Of the subspace: fewer dimensions hold fewer patterns to end in."""
+
 LIMIT = 0.3
 """No vector misses the subspace by more than this share of its norm, whatever the noise."""
 
@@ -112,11 +115,12 @@ def binary_vectors(
             nothing and are left out (p is 0 there).
         wanted: dimension that the vectors span.
         generator: of the random starts.
-        starts: points iterated at once.
+        starts: points iterated at once, at most.
         iterations: of the splitting for each scale, at most.
         phase: how many phases of an interrupted search have been.
     """
     basis = subspace.basis()
+    starts = min(starts, STARTS_PER_DIMENSION * basis.shape[1])
     judges = [Judge(subspace, basis, scale, index) for index, scale in enumerate(scales)]
     known = [torch.zeros(0, len(basis), dtype=torch.bool) for _ in scales]
     others = known.copy()
