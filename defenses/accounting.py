@@ -73,6 +73,11 @@ class Accountant:
         """Rounds so far."""
         return sum(self._counts.values())
 
+    @property
+    def rounds(self) -> tuple[tuple[float, float, int], ...]:
+        """(noise multiplier, sampling rate, number of rounds) of each kind of round so far."""
+        return tuple((noise, rate, count) for (noise, rate), count in self._counts.items())
+
     def accounted_by(self, delta: float) -> str:
         """The analysis behind the epsilon at ``delta``."""
         return "RDP (Opacus)"

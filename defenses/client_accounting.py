@@ -40,6 +40,11 @@ class ClientAccountant:
         self.steps = 0
         """Rounds so far."""
 
+    @property
+    def rounds(self) -> tuple[tuple[float, float, int], ...]:
+        """(noise multiplier, sampling rate, number of rounds): the client takes part in all."""
+        return ((self.noise_multiplier, 1.0, self.steps),) if self.steps else ()
+
     def accounted_by(self, delta: float) -> str:
         """The analysis behind the epsilon at ``delta``."""
         return "RDP (Opacus)"

@@ -48,12 +48,12 @@ class PRVAccountant(Accountant):
             ValueError: delta is not in (0, 1).
         """
         bound = super().epsilon(delta)
-        composed = _composed(self._rounds(), delta)
+        composed = _composed(self.rounds, delta)
         return bound if composed is None else min(bound, composed)
 
     def accounted_by(self, delta: float) -> str:
         """The analysis behind :meth:`epsilon`."""
-        composed = _composed(self._rounds(), delta)
+        composed = _composed(self.rounds, delta)
         if composed is None:
             return "RDP (Opacus; PRV's grid would be too large)"
         return "PRV (Opacus)" if composed < super().epsilon(delta) else "RDP (Opacus)"
@@ -65,8 +65,9 @@ class PRVAccountant(Accountant):
             "PRV analysis composes the loss of removing a unit, taken to dominate adding one.",
         ]
 
-    def _rounds(self) -> _Rounds:
-        """All rounds, their rates rounded up to the coarser grid."""
+    @property
+    def rounds(self) -> _Rounds:
+        """As of :class:`Accountant`, the rates rounded up to a coarser grid."""
         merged: dict[tuple[float, float], int] = {}
         for (noise, rate), count in self._counts.items():
             step = math.floor(-math.log(rate) / _COARSE + 1e-6)

@@ -12,13 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
+from attacks.bounds import reconstruction_robustness
 from privguard.audit.captures import CellCaptures
 from privguard.audit.release_noise import measure_noise
 from privguard.auditing import Audit
 from privguard.checkpoints import Checkpoint, restore, take_checkpoint
 from privguard.grids import swept_stage
 from privguard.knowledge import Knowledge
-from privguard.records import AttackRecord, CellRecord, CellState, PrivacyStatement
+from privguard.records import (
+    BLIND_CHANCE,
+    AttackRecord,
+    CellRecord,
+    CellState,
+    PrivacyStatement,
+)
 from privguard.run_files import RunFiles
 from privguard.spec import CellSpec
 from privguard.training import CellTraining, Progress
@@ -202,14 +209,18 @@ def _privacy(training: CellTraining) -> PrivacyStatement:
     delta = accountants[0].delta(min(c.replay.units(sampling) for c in federation.clients))
     worst = max(accountants, key=lambda accountant: accountant.epsilon(delta))
     epsilon = worst.epsilon(delta)
+    finite = math.isfinite(epsilon)
     described = {k: v for entry in federation.session.describe() for k, v in entry.items()}
     return PrivacyStatement(
-        epsilon=epsilon if math.isfinite(epsilon) else None,
+        epsilon=epsilon if finite else None,
         delta=delta,
         unit=worst.unit,
         accountant=worst.accounted_by(delta),
         noise_multiplier=described["noise_multiplier"],
         clip_norm=described.get("clip_norm"),
         compositions=training.round,
+        reconstruction_chance=(
+            reconstruction_robustness(BLIND_CHANCE, worst.rounds) if finite else None
+        ),
         assumptions=worst.assumptions(),
     )

@@ -51,6 +51,10 @@ class Noise(Record):
     """Standard deviation of Gaussian noise on each coordinate of one client's release."""
 
 
+BLIND_CHANCE = 0.1
+"""Of the guess that ``reconstruction_chance`` compares with."""
+
+
 class PrivacyStatement(Record):
     """What may be claimed formally, and under which assumptions."""
 
@@ -62,6 +66,9 @@ class PrivacyStatement(Record):
     noise_multiplier: float | None = None
     clip_norm: float | None = None
     compositions: int | None = None
+    reconstruction_chance: float | None = None
+    """Largest chance to reconstruct a unit that a blind guess meets with ``BLIND_CHANCE``, from all
+    that its client sent; under the same assumptions as epsilon. None where epsilon is None."""
     assumptions: list[str] = Field(default_factory=list)
     """What must hold for epsilon to be valid; where epsilon is None, why there is none."""
 

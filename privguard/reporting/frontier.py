@@ -91,6 +91,10 @@ def _cell_columns(cells: list[CellRecord], scale: ReturnScale) -> dict[str, obje
         "level": first.level,
         "epsilon": max((s.epsilon for s in statements if s.epsilon is not None), default=None),
         "delta": max((s.delta for s in statements if s.delta is not None), default=None),
+        "reconstruction_chance": max(
+            (s.reconstruction_chance for s in statements if s.reconstruction_chance is not None),
+            default=None,
+        ),
         "seeds": len(returns),
         **_columns("return", raw),
         **_columns("normalized_return", normalized),

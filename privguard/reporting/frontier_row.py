@@ -99,6 +99,8 @@ class FrontierRow(BaseModel):
     exact_pixels_mean: float | None = None
     """Share of pixels that are the true grey level after rounding."""
     exact_pixels_prior: float | None = None
+    reconstruction_chance: float | None = None
+    """Largest over seeds; see ``records.PrivacyStatement``."""
 
     @property
     def undefended(self) -> bool:

@@ -59,7 +59,15 @@ def guarantee_text(row: FrontierRow) -> str:
     delta = "" if row.delta is None else f", δ = {short_number(row.delta)}"
     unit = f" per {row.privacy_unit}" if row.privacy_unit else ""
     vacuous = " (too large to promise anything)" if row.epsilon > VACUOUS_EPSILON else ""
-    return f"ε = {short_number(row.epsilon)}{vacuous}{delta}{unit}"
+    return f"ε = {short_number(row.epsilon)}{vacuous}{delta}{unit}{_chance_text(row)}"
+
+
+def _chance_text(row: FrontierRow) -> str:
+    """What reconstruction robustness adds; empty where it promises nothing."""
+    chance = row.reconstruction_chance
+    if chance is None or chance > 0.99:
+        return ""
+    return f"; a guess that is right one time in ten becomes right {chance:.0%} of the time at most"
 
 
 def release_text(row: FrontierRow) -> str:

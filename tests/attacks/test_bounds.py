@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,24 +97,61 @@ def test_no_floor_is_claimed_where_the_channel_is_not_gaussian(hopper: Transitio
     [(4, 1, 0.151), (2, 1, 0.217), (1, 1, 0.389), (0.5, 1, 0.764), (4, 16, 0.389)],
 )
 def test_reconstruction_robustness_closed_form(sigma: float, steps: int, expected: float) -> None:
-    gamma = reconstruction_robustness(0.1, noise_multiplier=sigma, steps=steps)
+    gamma = reconstruction_robustness(0.1, [(sigma, 1.0, steps)])
     assert gamma == pytest.approx(expected, abs=1e-3)
+    # A rate just below one takes the other way.
+    assert reconstruction_robustness(0.1, [(sigma, 1 - 1e-9, steps)]) == pytest.approx(
+        gamma, abs=1e-3
+    )
 
 
-def test_subsampling_lowers_the_chance_to_reconstruct() -> None:
-    whole = reconstruction_robustness(0.1, noise_multiplier=1.0, steps=10)
-    sampled = reconstruction_robustness(0.1, noise_multiplier=1.0, steps=10, sample_rate=0.05)
-    nearly = reconstruction_robustness(0.1, noise_multiplier=1.0, steps=10, sample_rate=0.999)
-    assert 0.1 <= sampled < 0.2 < whole
-    assert nearly == pytest.approx(whole, abs=0.02)
+def simulated_robustness(kappa: float, rounds: list[tuple[float, float, int]]) -> float:
+    """Hayes, Mahloujifar and Balle 2023, algorithm 1: the likelihood ratio where a record is absent
+    is drawn 400,000 times, and gamma is what its lowest part leaves."""
+    rng = np.random.default_rng(0)
+    total = np.zeros(400_000)
+    for sigma, rate, count in rounds:
+        for _ in range(count):
+            x = sigma * rng.standard_normal(len(total))
+            total += np.log1p(rate * np.expm1((2 * x - 1) / (2 * sigma**2)))
+    ratios = np.sort(np.exp(total))
+    return float(1 - ratios[: round((1 - kappa) * len(ratios))].sum() / ratios.sum())
 
 
-@given(kappa=st.floats(0.001, 0.999), sigma=st.floats(0.1, 100), steps=st.integers(1, 1000))
+@pytest.mark.parametrize(
+    "rounds",
+    [[(1.0, 0.05, 10)], [(0.6, 0.02, 5)], [(2.0, 0.3, 20)], [(1.0, 0.2, 6), (1.5, 0.05, 8)]],
+)
+def test_subsampled_rounds_agree_with_drawn_likelihood_ratios(
+    rounds: list[tuple[float, float, int]],
+) -> None:
+    gamma = reconstruction_robustness(0.1, rounds)
+    assert gamma == pytest.approx(simulated_robustness(0.1, rounds), abs=4e-3)
+    halves = [(sigma, rate, part) for sigma, rate, n in rounds for part in (n // 2, n - n // 2)]
+    assert reconstruction_robustness(0.1, halves) == pytest.approx(gamma, abs=1e-3)
+
+
+def test_noise_too_small_to_count_leaves_the_chance_that_a_record_took_part() -> None:
+    gamma = reconstruction_robustness(0.1, [(1e-3, 0.01, 3), (5.0, 0.01, 2)])
+    assert gamma == pytest.approx(0.1 + 0.9 * (1 - 0.99**5))
+    assert reconstruction_robustness(0.1, [(1e-3, 0.01, 60_000)]) == pytest.approx(1.0)
+    assert reconstruction_robustness(0.1, []) == 0.1
+
+
+@given(
+    kappa=st.floats(0.001, 0.999),
+    sigma=st.floats(0.1, 100),
+    steps=st.integers(1, 1000),
+    rate=st.sampled_from([1.0, 0.5, 0.01]),
+)
 @settings(max_examples=50, deadline=None)
 def test_robustness_is_a_probability_above_the_blind_chance(
-    kappa: float, sigma: float, steps: int
+    kappa: float, sigma: float, steps: int, rate: float
 ) -> None:
-    assert kappa <= reconstruction_robustness(kappa, noise_multiplier=sigma, steps=steps) <= 1
+    gamma = reconstruction_robustness(kappa, [(sigma, rate, steps)])
+    assert kappa - 1e-6 <= gamma <= 1
+    absent = (1 - rate) ** steps
+    assert gamma <= kappa + (1 - kappa) * (1 - absent) + 1e-12
 
 
 @given(st.floats(1e-3, 20))
@@ -126,4 +164,6 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="epsilon"):
         guo_bound(0.0)
     with pytest.raises(ValueError, match="kappa"):
-        reconstruction_robustness(1.5, noise_multiplier=1.0)
+        reconstruction_robustness(1.5, [(1.0, 1.0, 1)])
+    with pytest.raises(ValueError, match="sample_rate"):
+        reconstruction_robustness(0.5, [(1.0, 0.0, 1)])

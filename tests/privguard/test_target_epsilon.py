@@ -1,5 +1,6 @@
 """Levels written as ``eps:X``: what they become, and that a trained cell keeps the promise."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -84,3 +85,6 @@ def test_a_trained_cell_spends_what_was_wanted():
     training.close()
     assert privacy.epsilon is not None
     assert 0.95 * 4 <= privacy.epsilon <= 4
+    # An observer gains on a guess, but by less than (epsilon, delta) alone would allow.
+    assert 0.1 < privacy.reconstruction_chance < 0.1 * math.exp(privacy.epsilon) + privacy.delta
+    assert privacy.reconstruction_chance < 0.9

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from attacks import Transitions
 from attacks.observation import gradient_matching_error
@@ -280,6 +281,9 @@ def test_client_level_privacy_is_stated_with_its_assumptions() -> None:
     assert record.privacy.unit is not None
     assert record.privacy.unit.startswith("client")
     assert record.privacy.compositions == 40
+    assert record.privacy.reconstruction_chance == pytest.approx(
+        stats.norm.cdf(stats.norm.ppf(0.1) + 40**0.5 / 20), rel=1e-9
+    )
     assert any("sybils" in line for line in record.privacy.assumptions)
     assert record.void_rounds == 0
     assert record.saturation_rate == 0

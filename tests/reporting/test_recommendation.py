@@ -7,6 +7,7 @@ from privguard.reporting.frontier import frontier_rows
 from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.limits import Limits
 from privguard.reporting.recommendation import recommend, render_text
+from privguard.reporting.wording import guarantee_text
 from tests.reporting.record_factory import attack, cell, sweep
 
 
@@ -217,3 +218,13 @@ def test_confidence_says_what_its_intervals_leave_out():
     many = recommend(_rows({1.0: (0.04, 1.1)}, seeds=6))
     assert many.confidence == "high"
     assert "too narrow" not in many.confidence_reason
+
+
+def test_the_chance_to_reconstruct_is_stated_where_it_promises_something():
+    here = cell("dp-sgd", 10.0, 0, private_end="high")
+    told = []
+    for chance in (None, 0.59, 0.999):
+        privacy = here.privacy.model_copy(update={"reconstruction_chance": chance})
+        (row,) = frontier_rows([here.model_copy(update={"privacy": privacy})], [])
+        told.append("one time in ten becomes right 59% of the time" in guarantee_text(row))
+    assert told == [False, True, False]
