@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,35 +17,23 @@ from attacks.batches.binary_factors import (
     independent,
 )
 from attacks.batches.dense_stacks import Stack
+from attacks.batches.exchange import exchange
+from attacks.batches.low_rank import LowRank
 
 CHOICES = 8
 """Rounds of choosing candidates that confirm one another, at most."""
 
+CANDIDATES = 256
+"""Accepted patterns among which a set that agrees is sought, at most, the nearest."""
+
+STARTS = 4
+"""Sets that the exchanges begin with."""
+
+SEARCHES = 4
+"""For patterns, where no set of those found agrees with its inputs and no noise explains it."""
+
 DEFLATION = 10.0
 """How much noisier a gradient counts as when the records known so far are taken out of it."""
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """The part of a gradient (m, n) that stands out of the noise: left diag(singular) right^T."""
-
-    left: Tensor
-    singular: Tensor
-    right: Tensor
-    noise_std: float
-
-    @classmethod
-    def of(cls, gradient: Tensor, limit: int, noise_std: float) -> LowRank:
-        """At most ``limit`` directions; those below the noise's own largest are dropped."""
-        left, singular, right = torch.linalg.svd(gradient, full_matrices=False)
-        floor = noise_std * (gradient.shape[0] ** 0.5 + gradient.shape[1] ** 0.5)
-        rank = min(limit, int((singular > floor).sum()))
-        return cls(left[:, :rank], singular[:rank], right[:rank].T, noise_std)
-
-    @property
-    def rank(self) -> int:
-        """Number of directions kept."""
-        return len(self.singular)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,19 +62,50 @@ def read_inputs(deltas: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, float
 
 
 def find_deltas(
-    low: LowRank, stack: Stack, gradient: Tensor, *, generator: torch.Generator, iterations: int
+    low: LowRank,
+    stack: Stack,
+    gradient: Tensor,
+    *,
+    generator: torch.Generator,
+    iterations: int,
+    searches: int = SEARCHES,
 ) -> Deltas:
-    """Independent ones, at most as many as the rank of the last hidden layer's ``gradient``."""
+    """Independent ones, at most as many as the rank of the last hidden layer's ``gradient``.
+
+    Args:
+        searches: for patterns, at most, until those accepted agree with their inputs; with noise
+            none need to.
+    """
     search = _Search(low, stack, gradient)
-    if stack.hidden[-1].norm is None:
-        pool = binary_vectors(
-            search.subspace, search.scales, low.rank, generator=generator, iterations=iterations
-        )
-    else:
-        pool = _deflating(search, stack, generator, iterations)
-    if len(pool.misfit):
-        pool = _choose(search, pool)
-    return Deltas(search.directions(pool), pool.vectors != 0, pool.scales, pool.accepted)
+    pool = _found(search, stack, generator, iterations, phase=0)
+    best, least = pool, math.inf
+    for phase in range(1, searches + 1):
+        if not len(pool.misfit):
+            break
+        chosen, cost = _agreeing(search, _choose(search, pool), pool, generator)
+        if cost < least or phase == 1:
+            best, least = chosen, cost
+        if least == 0 or phase == searches or not bool(chosen.accepted.all()):
+            break
+        fresh = _found(search, stack, generator, iterations, phase)
+        pool = search.merged(pool, fresh)
+    return Deltas(search.directions(best), best.vectors != 0, best.scales, best.accepted)
+
+
+def _found(
+    search: _Search, stack: Stack, generator: torch.Generator, iterations: int, phase: int
+) -> Patterns:
+    """Candidates of one search."""
+    if stack.hidden[-1].norm is not None:
+        return _deflating(search, stack, generator, iterations)
+    return binary_vectors(
+        search.subspace,
+        search.scales,
+        search.low.rank,
+        generator=generator,
+        iterations=iterations,
+        phase=phase,
+    )
 
 
 class _Search:
@@ -105,6 +125,7 @@ class _Search:
         self._judges = [
             Judge(self.subspace, basis, scale, index) for index, scale in enumerate(self.scales)
         ]
+        self._heard = torch.stack([judge.heard for judge in self._judges])
 
     def directions(self, found: Patterns) -> Tensor:
         """The parts (k, m) of candidates in the gradient's column space."""
@@ -116,6 +137,21 @@ class _Search:
         weight = self.last.weight
         rectified = self.last.normalise(inputs @ weight[:, :-1].T + weight[:, -1])
         return (rectified > 0) * self.scales[scales]
+
+    def merged(self, pool: Patterns, fresh: Patterns) -> Patterns:
+        """The different patterns of both."""
+        both = Patterns.cat([pool, fresh])
+        return self.judged(both.vectors, both.scales)
+
+    def disagreeing(self, outputs: Tensor, found: Patterns) -> Tensor:
+        """Units (c, r) that inputs activate otherwise than the patterns of ``found`` (c r) say.
+
+        ``outputs`` (c, r, m + 1): of the linear part, and the inputs' one, up to a common factor.
+        """
+        rectified = self.last.normalise(outputs[..., :-1] / outputs[..., -1:])
+        heard = self._heard[found.scales].unflatten(0, outputs.shape[:2])
+        active = (found.vectors != 0).unflatten(0, outputs.shape[:2])
+        return (((rectified > 0) != active) & heard).sum(dim=-1)
 
     def judged(self, vectors: Tensor, scales: Tensor) -> Patterns:
         """Different patterns of ``vectors`` (k, m), and whether they lie in the subspace."""
@@ -180,6 +216,37 @@ def _deflated(search: _Search, found: Patterns) -> tuple[Tensor, int]:
     inverse = (low.right / low.singular) @ low.left.T
     scale = 1 / ((rows @ inverse) * directions).sum(dim=1)
     return search.gradient - (scale[:, None] * directions).T @ rows, len(chosen)
+
+
+def _agreeing(
+    search: _Search, chosen: Patterns, pool: Patterns, generator: torch.Generator
+) -> tuple[Patterns, float]:
+    """Exchanges of ``chosen`` for others of the pool, and how many units then still disagree."""
+    rank, low, weight = search.low.rank, search.low, search.last.weight
+    accepted = pool[pool.accepted]
+    nearest = accepted[accepted.misfit.argsort()[:CANDIDATES]]
+    both = Patterns.cat([chosen, nearest])
+    if len(chosen.misfit) < rank:
+        return chosen, math.inf
+    candidates = search.subspace.coefficients(both.vectors)[:, :rank]
+    inputs = low.singular[:, None] * low.right.T
+    rows = torch.cat([inputs @ weight.T, inputs[:, -1:]], dim=1)
+
+    def costs(outputs: Tensor, sets: Tensor) -> Tensor:
+        return search.disagreeing(outputs, both[sets.flatten()])
+
+    best, least = exchange(candidates, rows, torch.arange(rank), costs)
+    for _ in range(STARTS - 1):
+        if least == 0:
+            break
+        order = torch.randperm(len(both.misfit), generator=generator)
+        start = order[independent(both.vectors[order], rank)]
+        if len(start) < rank:
+            continue
+        found, cost = exchange(candidates, rows, start, costs)
+        if cost < least:
+            best, least = found, cost
+    return both[best], least
 
 
 def _choose(search: _Search, pool: Patterns) -> Patterns:

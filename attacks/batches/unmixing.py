@@ -29,7 +29,13 @@ import torch
 from torch import Tensor
 
 from attacks.batches.dense_stacks import Hidden, Stack
-from attacks.batches.head_patterns import Deltas, LowRank, find_deltas, read_inputs
+from attacks.batches.head_patterns import (
+    SEARCHES,
+    Deltas,
+    find_deltas,
+    read_inputs,
+)
+from attacks.batches.low_rank import LowRank
 from attacks.batches.sparse_factors import sparse_vectors, with_zeros
 from attacks.observation import Observation
 
@@ -83,10 +89,14 @@ def unmix(
     last = stack.hidden[-1]
     gradient = last.received(observation)
     low = LowRank.of(gradient, observation.batch_size, noise_floor(observation, gradient))
+    low = low.measured(gradient)
     nothing = Unmixed(gradient.new_zeros(0, len(stack.columns)), torch.zeros(0).long(), 0)
     if not low.rank:
         return nothing
-    found = find_deltas(low, stack, gradient, generator=generator, iterations=iterations)
+    searches = 1 if observation.channel.noise_std > 0 else SEARCHES
+    found = find_deltas(
+        low, stack, gradient, generator=generator, iterations=iterations, searches=searches
+    )
     if not len(found.heads):
         return nothing
     inputs, deltas = _settle_last(last, stack.head[found.heads], found, gradient)

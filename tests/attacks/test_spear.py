@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attacks import Channel, Observation, Prior, Transitions, get_attack
 from attacks.batches.binary_factors import Subspace, binary_vectors, independent
 from attacks.batches.dense_stacks import dense_stacks, rectified_layers
+from attacks.batches.exchange import exchange
 from attacks.batches.sparse_factors import sparse_vectors
 from attacks.batches.unmixing import unmix_sparse
 from attacks.conformance_problems import chain_problem
@@ -266,3 +267,38 @@ def test_sparse_vectors_are_all_found() -> None:
 def test_independence() -> None:
     rows = torch.tensor([[1.0, 0, 0], [2, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 3]])
     assert independent(rows, 3).tolist() == [0, 2, 4]
+
+
+def test_exchanges_lead_to_the_patterns_that_their_inputs_activate() -> None:
+    """Records alike, as frames of a game are: patterns in between lie in the same subspace."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(60, 31, generator=generator, dtype=torch.float64)
+    head = torch.randn(60, generator=generator, dtype=torch.float64)
+    usual = torch.randn(30, generator=generator, dtype=torch.float64)
+    inputs = usual + 0.1 * torch.randn(6, 30, generator=generator, dtype=torch.float64)
+    inputs = torch.cat([inputs, torch.ones(6, 1, dtype=torch.float64)], dim=1)
+    true = (inputs @ weight.T > 0).double()
+    # Sums of two patterns less a third that are patterns too, before the true ones.
+    combined = torch.tensor(
+        [(i, j, k) for i in range(6) for j in range(i) for k in range(6) if k not in (i, j)]
+    )
+    between = true[combined[:, 0]] + true[combined[:, 1]] - true[combined[:, 2]]
+    binary = ((between == 0) | (between == 1)).all(dim=1)
+    known = (between[:, None] == true).all(dim=2).any(dim=1)
+    wrong = between[binary & ~known].unique(dim=0)
+    assert len(wrong) > 6, "or there is nothing to choose between"
+    patterns = torch.cat([wrong, true])
+    loudness = torch.tensor([1.0, -0.3, 0.1, 0.03, -0.02, 0.5], dtype=torch.float64)
+    basis = torch.linalg.qr((head * true).T)[0]
+    gradient = ((head * true).T * loudness) @ inputs
+    rows = basis.T @ gradient @ torch.cat([weight.T, torch.eye(31, dtype=torch.float64)[:, -1:]], 1)
+
+    def costs(outputs: Tensor, sets: Tensor) -> Tensor:
+        active = outputs[..., :-1] / outputs[..., -1:] > 0
+        return (active != (patterns[sets] == 1)).sum(dim=-1)
+
+    start = independent(head * patterns, 6)
+    assert int(start.min()) < len(wrong)
+    chosen, cost = exchange(head * patterns @ basis, rows, start, costs)
+    assert cost == 0
+    assert sorted(chosen.tolist()) == list(range(len(wrong), len(patterns)))
