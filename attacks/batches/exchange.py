@@ -9,6 +9,7 @@ right exchange sets other inputs right at once: exchanges one at a time lead to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,10 +35,12 @@ def exchange(candidates: Tensor, rows: Tensor, start: Tensor, costs: Costs) -> t
         start: (r,) indices of independent candidates to begin with.
 
     Returns:
-        (r,) indices, and what all of them cost.
+        (r,) indices, and what all of them cost; infinite if those to begin with are dependent.
     """
     chosen = start.clone()
-    inputs = torch.linalg.solve(candidates[chosen].T, rows)
+    inputs, singular = torch.linalg.solve_ex(candidates[chosen].T, rows)
+    if int(singular):
+        return chosen, math.inf
     least = float(costs(inputs[None], chosen[None]).sum())
     while least > 0:
         weights = torch.linalg.solve(candidates[chosen].T, candidates.T).T  # (k, r)

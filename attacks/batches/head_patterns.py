@@ -73,8 +73,8 @@ def find_deltas(
     """Independent ones, at most as many as the rank of the last hidden layer's ``gradient``.
 
     Args:
-        searches: for patterns, at most, until those accepted agree with their inputs; with noise
-            none need to.
+        searches: for patterns, at most, for as long as enough are accepted and do not agree with
+            their inputs; under noise none need to.
     """
     search = _Search(low, stack, gradient)
     pool = _found(search, stack, generator, iterations, phase=0)
@@ -85,10 +85,10 @@ def find_deltas(
         chosen, cost = _agreeing(search, _choose(search, pool), pool, generator)
         if cost < least or phase == 1:
             best, least = chosen, cost
-        if least == 0 or phase == searches or not bool(chosen.accepted.all()):
+        sure = len(chosen.misfit) == low.rank and bool(chosen.accepted.all())
+        if least == 0 or phase == searches or not sure:
             break
-        fresh = _found(search, stack, generator, iterations, phase)
-        pool = search.merged(pool, fresh)
+        pool = search.merged(pool, _found(search, stack, generator, iterations, phase))
     return Deltas(search.directions(best), best.vectors != 0, best.scales, best.accepted)
 
 
