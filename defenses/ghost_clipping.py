@@ -226,7 +226,7 @@ class GhostClipping:
         return values.detach()
 
     def _detach(self) -> None:
-        """Takes Opacus' hooks off the layers; disabled ones cost a tenth of a round too.
+        """Takes Opacus' hooks off the layers; disabled ones cost a twelfth of a round on Ant too.
 
         Its list of them stays on the module, the sign that the module is taken.
         """

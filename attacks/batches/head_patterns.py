@@ -68,7 +68,7 @@ def find_deltas(
     *,
     generator: torch.Generator,
     iterations: int,
-    searches: int = SEARCHES,
+    searches: int,
 ) -> Deltas:
     """Independent ones, at most as many as the rank of the last hidden layer's ``gradient``.
 

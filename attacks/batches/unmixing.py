@@ -29,12 +29,7 @@ import torch
 from torch import Tensor
 
 from attacks.batches.dense_stacks import Hidden, Stack
-from attacks.batches.head_patterns import (
-    SEARCHES,
-    Deltas,
-    find_deltas,
-    read_inputs,
-)
+from attacks.batches.head_patterns import SEARCHES, Deltas, find_deltas, read_inputs
 from attacks.batches.low_rank import LowRank
 from attacks.batches.sparse_factors import sparse_vectors, with_zeros
 from attacks.observation import Observation

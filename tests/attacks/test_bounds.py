@@ -99,10 +99,9 @@ def test_no_floor_is_claimed_where_the_channel_is_not_gaussian(hopper: Transitio
 def test_reconstruction_robustness_closed_form(sigma: float, steps: int, expected: float) -> None:
     gamma = reconstruction_robustness(0.1, [(sigma, 1.0, steps)])
     assert gamma == pytest.approx(expected, abs=1e-3)
-    # A rate just below one takes the other way.
-    assert reconstruction_robustness(0.1, [(sigma, 1 - 1e-9, steps)]) == pytest.approx(
-        gamma, abs=1e-3
-    )
+    # A rate just below one takes the other way, which may overstate the chance only.
+    composed = reconstruction_robustness(0.1, [(sigma, 1 - 1e-9, steps)])
+    assert gamma - 1e-8 <= composed <= gamma + 1e-3
 
 
 def simulated_robustness(kappa: float, rounds: list[tuple[float, float, int]]) -> float:
