@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attacks.knowledge.frame_model import FrameModel
-from attacks.knowledge.shrinkage import shrunk_correlation
+from attacks.knowledge.shrinkage import shrunk_correlation, shrunk_std
 from attacks.knowledge.transition_model import TransitionModel
 from attacks.transitions import (
     Bound,
@@ -96,7 +96,7 @@ class Prior:
             samples=z.batch_size,
             joint_mean=rows.mean(dim=0),
             joint_std=torch.cat(
-                [_shrunk_std(part) for part in rows.split(sizes, dim=1)],
+                [shrunk_std(part) for part in rows.split(sizes, dim=1)],
             ),
             next_state_mean=next_state.mean(dim=0),
             reward_low=float(z.reward.min()),
@@ -289,17 +289,6 @@ def _frame_model(state: Tensor, next_state: Tensor, template: Template) -> Frame
         return None
     low, high = (bound_tensor(b, state[:1]) for b in (template.state_low, template.state_high))
     return FrameModel(before, after, float(low.min()), float(high.max()))
-
-
-def _shrunk_std(x: Tensor) -> Tensor:
-    """(n, K) to (K,): variance with one pseudo-sample of the columns' median positive variance.
-
-    So a coordinate that never moved in n samples keeps a small deviation instead of zero.
-    """
-    variance = x.var(dim=0, correction=0)
-    positive = variance[variance > 1e-12]
-    typical = positive.median() if len(positive) else torch.ones_like(variance[0])
-    return ((variance * len(x) + typical) / (len(x) + 1)).sqrt()
 
 
 def _middle(low: Bound, high: Bound, size: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""Correlations from few samples: the sample's own, drawn towards none at all."""
+"""Deviations and correlations from few samples, drawn towards usual ones and towards none."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,14 @@ def shrunk_correlation(rows: Tensor) -> Tensor:
     shrunk = (1 - weight) * correlation
     shrunk.diagonal().fill_(1.0)
     return shrunk
+
+
+def shrunk_std(x: Tensor) -> Tensor:
+    """(n, K) to (K,): variance with one pseudo-sample of the columns' median positive variance.
+
+    So a coordinate that never moved in n samples keeps a small deviation instead of zero.
+    """
+    variance = x.var(dim=0, correction=0)
+    positive = variance[variance > 1e-12]
+    typical = positive.median() if len(positive) else torch.ones_like(variance[0])
+    return ((variance * len(x) + typical) / (len(x) + 1)).sqrt()
