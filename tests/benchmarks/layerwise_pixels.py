@@ -1,17 +1,19 @@
 """Pixels that ``layerwise`` reads from gradients of the Nature CNN: PSNR, exact share, seconds.
 
     python tests/benchmarks/layerwise_pixels.py [GAME ...] [--targets 20] [--batch-size 1]
-        [--noise 0] [--train-rounds 2000] [--attack layerwise] [--attack rgia]
+        [--noise 0] [--defense none] [--train-rounds 2000] [--attack layerwise] [--attack rgia]
         [--network init] [--network trained]
 
 For each game the network at initialisation and after so many rounds of the federated double DQN
-(2,000 are the budget quick); noise is Gaussian, as a share of the gradient's root mean square;
+(2,000 are the budget quick); noise is Gaussian, as a share of the gradient's root mean square, and
+comes after the defence; several defences are attacked one after the other, on the same records;
 "whole" is the share of releases with every pixel of all records exact. Targets are drawn from the
 replay, the adversary holds 64 frames of it. One thread. The prior's PSNR is that of its mean frame.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Annotated
 
@@ -20,8 +22,10 @@ import torch
 import typer
 from scipy.optimize import linear_sum_assignment
 
+import defenses
 from attacks import Channel, Observation, Prior, get_attack
-from attacks.transitions import Transitions
+from attacks.transitions import Template, Transitions
+from privguard.agents import Agent
 from privguard.budgets import budget
 from privguard.environments import environment_spec
 from privguard.recipes import agent_settings
@@ -38,6 +42,7 @@ def main(
     targets: Annotated[int, typer.Option(help="Releases for each network.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Records in a release.")] = 1,
     noise: Annotated[float, typer.Option(help="Noise, as a share of the gradient's RMS.")] = 0.0,
+    defense: Annotated[list[str] | None, typer.Option(help="As in a sweep; repeatable.")] = None,
     train_rounds: Annotated[int, typer.Option(help="Rounds of the trained network.")] = 2000,
     attack: Annotated[list[str] | None, typer.Option(help="Attack; repeat for several.")] = None,
     network: Annotated[list[str] | None, typer.Option(help="init or trained; both.")] = None,
@@ -45,16 +50,17 @@ def main(
     """Prints one line a game, network and attack."""
     torch.set_num_threads(1)
     print(
-        f"{'game':<10} {'network':<8} {'attack':<10} {'PSNR':>6} {'lowest':>6} {'exact':>6} "
-        f"{'whole':>6} {'prior':>6} {'s/target':>8}"
+        f"{'game':<10} {'network':<8} {'defence':<14} {'attack':<10} {'PSNR':>6} {'lowest':>6} "
+        f"{'exact':>6} {'whole':>6} {'prior':>6} {'s/target':>8}"
     )
     for game in games or GAMES:
         training = start(game, train_rounds)
         for state in network or ["init", "trained"]:
             if state == "trained":
                 training.run()
-            for name in attack or ["layerwise"]:
-                report(training, state, name, targets, batch_size, noise)
+            for text in defense or ["none"]:
+                for name in attack or ["layerwise"]:
+                    report(training, state, name, targets, batch_size, text, noise)
         training.close()
 
 
@@ -74,37 +80,32 @@ def start(game: str, rounds: int) -> CellTraining:
 
 
 def report(
-    training: CellTraining, network: str, name: str, targets: int, batch_size: int, noise: float
+    training: CellTraining,
+    network: str,
+    name: str,
+    targets: int,
+    batch_size: int,
+    defense: str,
+    noise: float,
 ) -> None:
     """Attacks fresh probes of one client's replay."""
     agent = training.agent
     replay: Replay = training.federation.clients[0].replay
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    line = f"{training.cell.env:<10} {network:<8} {defense:<14} {name:<10}"
     order = rng.permutation(replay.size)
     held, rest = order[:64], order[64:]
     known = replay.rows(held)
     actions = int(training.evaluation_envs[0].action_space.n)  # type: ignore[attr-defined]
     template = known.template(action_count=actions)
     prior = Prior.fit(known, template=template)
-    named = dict(agent.shared.named_parameters())
     found, blind, exact, seconds = [], [], [], []
     for target in range(targets):
         z = replay.rows(rng.choice(rest, size=batch_size, replace=False))
-        gradient = torch.autograd.grad(agent.loss(agent.shared, z), list(named.values()))
-        square = torch.cat([g.flatten() for g in gradient]).square().mean()
-        noise_std = noise * float(square.sqrt())
-        noised = [g + noise_std * torch.randn(g.shape, generator=generator) for g in gradient]
-        observation = Observation(
-            agent.shared,
-            dict(zip(named, noised, strict=True)),
-            agent.loss,
-            batch_size,
-            template,
-            Channel(noise_std=noise_std),
-        )
+        observation = observed(agent, z, template, defense, noise, generator)
         declined = get_attack(name).unsupported(observation)
         if declined:
-            print(f"{training.cell.env:<10} {network:<8} {name:<10} {declined}", flush=True)
+            print(line, declined, flush=True)
             return
         started = time.process_time()
         answer = get_attack(name).reconstruct(observation, prior=prior, seed=target)
@@ -114,12 +115,41 @@ def report(
         exact.append(share)
         blind += compared(prior.mean_transitions(batch_size, template), z)[0]
     print(
-        f"{training.cell.env:<10} {network:<8} {name:<10} {np.median(found):>6.1f} "
-        f"{min(found):>6.1f} {np.mean(exact):>6.3f} "
+        f"{line} {np.median(found):>6.1f} {min(found):>6.1f} {np.mean(exact):>6.3f} "
         f"{np.mean(np.array(exact) == 1):>6.2f} {np.median(blind):>6.1f} "
         f"{np.mean(seconds):>8.1f}",
         flush=True,
     )
+
+
+def observed(
+    agent: Agent,
+    z: Transitions,
+    template: Template,
+    defense: str,
+    noise: float,
+    generator: torch.Generator,
+) -> Observation:
+    """What the server receives of one client's records ``z``."""
+    parsed, records = defenses.parse(defense), len(z)
+    session = parsed.bind(agent.shared, clients=1, batch_size=records, generator=generator)
+    with torch.no_grad():
+        y = agent.td_target(z)
+
+    def losses(rows: torch.Tensor | slice) -> torch.Tensor:
+        return agent.losses(z[rows], y[rows])
+
+    owner = torch.zeros(records, dtype=torch.long)
+    release = session.release(losses, owner, memory=None, batch_size=records)[0]
+    channel = Channel.from_description(parsed.describe(records, 1))
+    if noise:
+        noise_std = noise * float(release.square().mean().sqrt())
+        release = release + noise_std * torch.randn(release.shape, generator=generator)
+        channel = Channel(math.hypot(channel.noise_std, noise_std), channel.mechanisms)
+    sizes = [p.numel() for p in agent.shared.parameters()]
+    named = zip(agent.shared.named_parameters(), release.split(sizes), strict=True)
+    gradient = {name: part.view_as(parameter) for (name, parameter), part in named}
+    return Observation(agent.shared, gradient, agent.loss, records, template, channel)
 
 
 def compared(answer: Transitions, truth: Transitions) -> tuple[list[float], float]:
