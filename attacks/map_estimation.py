@@ -39,6 +39,8 @@ class MAP(Attack):
     Attributes:
         starts: points that each target's search begins at, at least.
         candidates: known transitions that are tried as starts.
+        robust: of the searches, those that are gone on with under the misfit that leaves wrong rows
+            open; all of them found the same.
         iterations: Gauss-Newton steps before the draws.
         rounds: of draws around the best point, each followed by a few steps.
         draws: in each round.
@@ -54,6 +56,7 @@ class MAP(Attack):
 
     starts: int = 12
     candidates: int = 256
+    robust: int = 6
     iterations: int = 10
     rounds: int = 4
     draws: int = 64
@@ -124,7 +127,7 @@ class MAP(Attack):
     ) -> Trail:
         """Descents and draws that leave open which rows of the gradient a ledge makes wrong."""
         robust = problem.robust_posterior
-        trail = descend(problem.rewarded(trail), robust, self.iterations)
+        trail = descend(problem.rewarded(trail.best(self.robust)), robust, self.iterations)
         trail = self._scattered(trail.best(2), robust, generator)
         return descend(problem.rewarded(trail), problem.posterior, self.iterations)
 

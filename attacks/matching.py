@@ -35,6 +35,10 @@ LARGE_SPREAD, LARGE_PACE = 0.1, 0.3
 """Factors on the draws and on the learning rate there, if a prior gives both their units: Adam
 moves each pixel on its own, and has not the steps to take noise out of tens of thousands that the
 gradient hardly tells. On Pong at initialisation larger ones ended farther from the gradient."""
+CROWD = 16
+"""Records of a release from which one start has to do: the cost of a step grows with them, and on
+the minibatches of 64 that were tried more starts found no more than one.
+"""
 BLOCK = 32
 """Iterates that are kept until the best is looked for among them."""
 WORTH_RECORDING = 40
@@ -59,8 +63,8 @@ def match(
     penalty's mean over the group's rows. The learning rate falls to zero along a cosine. Each
     group keeps its best iterate, each target the restart with the best objective. Fakes are taken
     as non-terminal, and ``terminated`` is answered NaN. Where the channel drops coordinates, only
-    the surviving ones are compared. Large states, whatever the arguments, get ``LARGE_ITERATIONS``
-    steps from one start.
+    the surviving ones are compared. Whatever the arguments, large states get ``LARGE_ITERATIONS``
+    steps from one start, and ``CROWD`` records or more one start.
 
     Args:
         observations: releases that share model, loss, batch size, template and channel.
@@ -80,7 +84,9 @@ def match(
     size = first.batch_size
     large = first.template.state_size > MODEL_LIMIT
     if large:
-        iterations, restarts = min(iterations, LARGE_ITERATIONS), 1
+        iterations = min(iterations, LARGE_ITERATIONS)
+    if large or size >= CROWD:
+        restarts = 1
     like = next(iter(first.parameters.values()))
     codec = FakeTuples(first.template, scale, like)
     generator = torch.Generator().manual_seed(seed)

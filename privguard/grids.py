@@ -26,8 +26,11 @@ def default_grids(
 ) -> list[DefenseGrid]:
     """Every defence of a default sweep on its own grid, the undefended control first.
 
-    With several local steps those that act on single samples are left out; ``clip_norm`` is theirs.
-    With ``frames`` noise is that of ``FRAME_GRIDS``.
+    With several local steps those that act on single samples are left out. ``clip_norm`` is
+    ``dp-sgd``'s; one that is not the usual 1 is so large that it hardly clips, and noise in
+    proportion to it hides more at the same multiplier: there the last level tells nothing new (on
+    Ant the one before leaves neither leakage nor gait). With ``frames`` noise is that of
+    ``FRAME_GRIDS``.
     """
     names = [
         name
@@ -37,7 +40,7 @@ def default_grids(
     grids = [_grid(name, clients, frames) for name in names]
     if clip_norm != 1.0:
         grids = [
-            grid.model_copy(update={"template": f"{grid.template}@clip={clip_norm:g}"})
+            DefenseGrid(template=f"{grid.template}@clip={clip_norm:g}", levels=grid.levels[:-1])
             if grid.template == "dp-sgd={level}"
             else grid
             for grid in grids
