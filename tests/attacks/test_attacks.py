@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attacks import Channel, Observation, Prior, Reconstruction, Transitions, get_attack
 from attacks.conformance_problems import chain_problem
+from attacks.matching import CROWD
 from attacks.reference import Reference
 from attacks.scores import score
 from tests.attacks.conftest import Client, random_transitions
@@ -122,6 +123,15 @@ def test_dlg_matches_an_undefended_gradient() -> None:
     attack = get_attack("dlg", iterations=600, restarts=6)
     answers = attack.reconstruct_many(observations, prior=prior, seed=0)
     assert statistics.median(a.gme for a in answers) < 0.02
+
+
+def test_minibatches_are_matched_from_one_start(hopper: Transitions, prior: Prior) -> None:
+    client = Client.build(11, 3, hidden=16)
+    attack = get_attack("rgia", iterations=2, restarts=3)
+    for size, starts in ((CROWD - 1, 3), (CROWD, 1)):
+        rows = torch.arange(400, 400 + 10 * size, 10)
+        answer = attack.reconstruct(client.observe(hopper[rows]), prior=prior, seed=0)
+        assert len(answer.restarts) == starts
 
 
 def test_rgia_reconstructs_hopper_at_batch_one(hopper: Transitions, prior: Prior) -> None:
