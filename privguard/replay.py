@@ -38,6 +38,39 @@ class ReplayShapes:
         return states + math.prod(self.action_shape) * self.action_dtype.itemsize + 8
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a field lies in the rows of its type's table."""
+
+    dtype: torch.dtype
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+    def of(self, table: Tensor) -> Tensor:
+        """A view (n, *shape) of the field in a table (n, width)."""
+        return table[:, self.start : self.stop].view(len(table), *self.shape)
+
+
+def _places(shapes: ReplayShapes) -> dict[str, _Place]:
+    """Of all fields that are stored whole, those of one type beside each other."""
+    fields: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "action": (shapes.action_dtype, shapes.action_shape),
+        "reward": (torch.float32, ()),
+        "terminated": (torch.float32, ()),
+    }
+    if not shapes.stacked_frames:
+        states = (shapes.state_dtype, shapes.state_shape)
+        fields |= {"state": states, "next_state": states}
+    places: dict[str, _Place] = {}
+    widths: dict[torch.dtype, int] = {}
+    for name, (dtype, shape) in fields.items():
+        start = widths.get(dtype, 0)
+        widths[dtype] = start + math.prod(shape)
+        places[name] = _Place(dtype, start, widths[dtype], shape)
+    return places
+
+
 class Replay:
     """Fixed-capacity store of transitions; the oldest are overwritten when it is full."""
 
@@ -47,15 +80,16 @@ class Replay:
         self.added = 0
         self._starts = [0]
         """Transitions that were added before each trajectory that is still stored."""
-        self._columns = {
-            "action": torch.zeros((capacity, *shapes.action_shape), dtype=shapes.action_dtype),
-            "reward": torch.zeros(capacity),
-            "terminated": torch.zeros(capacity),
-        }
         self._frames = FrameStacks(capacity, shapes.state_shape) if shapes.stacked_frames else None
-        if self._frames is None:
-            states = torch.zeros((2, capacity, *shapes.state_shape), dtype=shapes.state_dtype)
-            self._columns |= {"state": states[0], "next_state": states[1]}
+        self._places = _places(shapes)
+        # A table for each type: all fields of a row are gathered at once.
+        widths = {place.dtype: place.stop for place in self._places.values()}
+        self._tables = {
+            dtype: torch.zeros((capacity, width), dtype=dtype) for dtype, width in widths.items()
+        }
+        self._columns = {
+            name: place.of(self._tables[place.dtype]) for name, place in self._places.items()
+        }
         # NumPy views of the same memory: writing one row through torch costs ten times as much.
         self._rows = {name: column.numpy() for name, column in self._columns.items()}
 
@@ -127,12 +161,22 @@ class Replay:
 
     def rows(self, indices: np.ndarray | Tensor) -> Transitions:
         """The transitions at ``indices``."""
+        return self.assembled(self.gather(np.asarray(indices)))
+
+    def gather(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """Rows (n, ...) of each table, by its type, and of stacked frames; see ``assembled``."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        fields = {name: column[index] for name, column in self._columns.items()}
+        rows = {str(d): table.index_select(0, index) for d, table in self._tables.items()}
         if self._frames is not None:
             state, next_state = self._frames.stacks(index.numpy())
-            fields["state"] = torch.from_numpy(state)
-            fields["next_state"] = torch.from_numpy(next_state)
+            rows |= {"state": torch.from_numpy(state), "next_state": torch.from_numpy(next_state)}
+        return rows
+
+    def assembled(self, rows: dict[str, Tensor]) -> Transitions:
+        """What ``gather`` gave, of this replay or of several, as transitions."""
+        fields = {name: place.of(rows[str(place.dtype)]) for name, place in self._places.items()}
+        if self._frames is not None:
+            fields |= {"state": rows["state"], "next_state": rows["next_state"]}
         return Transitions(**fields)
 
     def recent_actions(self, count: int) -> np.ndarray:
@@ -165,6 +209,8 @@ class Replay:
 
 def stack(replays: Sequence[Replay], indices: Sequence[np.ndarray]) -> tuple[Transitions, Tensor]:
     """All clients' minibatches under each other, and the client (n,) that each row belongs to."""
-    parts = [replay.rows(index) for replay, index in zip(replays, indices, strict=True)]
+    gathered = [replay.gather(index) for replay, index in zip(replays, indices, strict=True)]
+    rows = {name: torch.cat([part[name] for part in gathered]) for name in gathered[0]}
     counts = torch.tensor([len(index) for index in indices])
-    return Transitions.cat(parts), torch.repeat_interleave(torch.arange(len(parts)), counts)
+    owner = torch.repeat_interleave(torch.arange(len(gathered)), counts)
+    return replays[0].assembled(rows), owner
