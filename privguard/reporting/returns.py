@@ -37,7 +37,9 @@ class ReturnScale:
     def normalize(self, returns: Mapping[int, Array], *, is_reference: bool) -> Estimate:
         """(R - R_idle) / (R_undefended - R_idle) with its interval, paired by seed.
 
-        ``returns`` holds episode returns by seed. Undefined where ``reason`` is not empty or
+        ``returns`` holds episode returns by seed. Seeds that only one side has do not count if any
+        has both: while a sweep is within a seed, levels would else be held against an undefended
+        policy that was lucky or unlucky without them. Undefined where ``reason`` is not empty or
         ``returns`` is.
         """
         if self.reason or self.idle is None or not returns:
@@ -45,7 +47,8 @@ class ReturnScale:
         if is_reference:
             reference = list(self.undefended.values())
             return bootstrap_ratio(reference, reference, offset=self.idle)
-        seeds = sorted({*returns, *self.undefended})
+        shared = returns.keys() & self.undefended.keys()
+        seeds = sorted(shared or {*returns, *self.undefended})
         return bootstrap_ratio(
             [returns.get(seed, finite([])) for seed in seeds],
             [self.undefended.get(seed, finite([])) for seed in seeds],

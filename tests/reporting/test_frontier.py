@@ -115,6 +115,19 @@ def test_returns_are_normalised_against_idling_and_the_undefended_policy():
     assert gaussian.normalized_return_high == pytest.approx(0.5)
 
 
+def test_a_level_is_held_against_the_undefended_policy_of_its_own_seeds():
+    cells = [
+        cell(seed=0, returns=[1993.0]),
+        cell(seed=1, returns=[2993.0]),
+        cell("gaussian", 1.0, 0, returns=[1493.0]),
+        cell("clip", 1.0, 2, returns=[1743.0]),
+    ]
+    _, gaussian, clip = frontier_rows(cells, [])
+    assert gaussian.normalized_return_mean == pytest.approx(0.5)
+    # No seed has both: then the undefended mean has to do.
+    assert clip.normalized_return_mean == pytest.approx(0.5)
+
+
 def test_without_a_scale_returns_stay_raw():
     for cells in (
         [cell("gaussian", 1.0)],
