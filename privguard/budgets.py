@@ -22,7 +22,9 @@ class Budget(Specification):
     final_evaluations: Positive
     """How many of the last evaluations make the cell's utility."""
     episodes: Positive
-    """Greedy episodes of each evaluation."""
+    """Greedy episodes of each of these last evaluations."""
+    curve_episodes: Positive
+    """Greedy episodes of each evaluation before them, which only draw the training curve."""
     baseline_episodes: Positive
     """Episodes of the random and of the zero-action policy."""
     captures: tuple[float, ...]
@@ -73,6 +75,7 @@ def budget(name: BudgetName, env: str, observation: str = "default") -> Budget:
             evaluations=2,
             final_evaluations=1,
             episodes=1,
+            curve_episodes=1,
             baseline_episodes=2,
             captures=(1.0,),
             probe_draws=1,
@@ -90,6 +93,7 @@ def budget(name: BudgetName, env: str, observation: str = "default") -> Budget:
         evaluations=20,
         final_evaluations=3,
         episodes=5,
+        curve_episodes=2,
         baseline_episodes=10,
         captures=(0.0, 0.5, 1.0),
         probe_draws=2,
@@ -111,6 +115,7 @@ def _pixel_budget(name: BudgetName) -> Budget:
         evaluations=1 if smoke else 10,
         final_evaluations=1 if smoke else 3,
         episodes=1 if smoke else 2,
+        curve_episodes=1,
         baseline_episodes=1 if smoke else 4,
         captures=(1.0,) if smoke else (0.0, 1.0),
         probe_draws=1,

@@ -173,10 +173,11 @@ class CellTraining:
         )
 
     def _evaluate(self) -> None:
-        seeds = evaluation_seeds(self.cell.seed, self.round, len(self.evaluation_envs))
-        episodes = evaluate(
-            self.agent.act, self.evaluation_envs, seeds, self.environment.forward_key
-        )
+        budget = self.cell.budget
+        last = len(self.evaluations) >= budget.evaluations - budget.final_evaluations
+        envs = self.evaluation_envs[: budget.episodes if last else budget.curve_episodes]
+        seeds = evaluation_seeds(self.cell.seed, self.round, len(envs))
+        episodes = evaluate(self.agent.act, envs, seeds, self.environment.forward_key)
         clients = self.federation.clients
         self.evaluations.append(
             Evaluation(

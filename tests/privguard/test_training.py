@@ -358,6 +358,12 @@ def test_the_undefended_agent_learns_frozen_lake(local_steps: int, rounds: int) 
     assert training.evaluations[-1].returns == [1.0]
 
 
+def test_only_the_evaluations_that_make_the_utility_play_all_episodes() -> None:
+    budget = tiny_budget(evaluations=3, final_evaluations=2, episodes=3, curve_episodes=1)
+    training = finished(tiny_cell().model_copy(update={"budget": budget}))
+    assert [len(e.returns) for e in training.evaluations] == [1, 3, 3]
+
+
 def test_the_server_steps_along_the_gradient_scaled_down_to_its_norm() -> None:
     limited, free = (CellTraining(tiny_cell("hopper")) for _ in range(2))
     settings = limited.agent.settings

@@ -16,6 +16,7 @@ def tiny_budget(**changes: object) -> Budget:
         "evaluations": 2,
         "final_evaluations": 1,
         "episodes": 2,
+        "curve_episodes": 1,
         "baseline_episodes": 2,
         "captures": (0.0, 1.0),
         "probe_draws": 1,
