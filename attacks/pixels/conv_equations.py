@@ -43,10 +43,20 @@ class GradientEquations:
     std: Tensor
 
     @classmethod
-    def of(cls, deltas: Tensor, gradient: Tensor, noise_std: float) -> GradientEquations:
-        """From output gradients (b, m, P), the received gradient (m, n) and its noise."""
+    def of(cls, deltas: Tensor, gradient: Tensor, noise_std: float | Tensor) -> GradientEquations:
+        """From output gradients (b, m, P), the received gradient (m, n) and its noise.
+
+        Args:
+            noise_std: of all entries of the gradient, or (m,) of each row's.
+        """
         size, units, places = deltas.shape
         joint = deltas.permute(1, 0, 2).reshape(units, size * places)
+        if isinstance(noise_std, Tensor):
+            joint, gradient, noise_std = (
+                joint / noise_std[:, None],
+                gradient / noise_std[:, None],
+                1.0,
+            )
         left, singular, right = torch.linalg.svd(joint, full_matrices=False)
         kept = singular > NEGLIGIBLE * singular[0].clamp_min(1e-300)
         left, singular, right = left[:, kept], singular[kept], right[kept]

@@ -29,7 +29,7 @@ class PixelEquations:
         gradients: of each layer.
         outputs: (b, m, P) of the last layer, after its ReLU.
         fires: (b, m, P) whether each of those is active.
-        outputs_std: their standard deviation.
+        outputs_std: their standard deviation, of each or of all.
         scales: of each block, so that all are of norm one as maps of the pixels.
         offsets: of each block, what it is for black images.
         stiffness: how much one nat counts: the objective's unit.
@@ -40,7 +40,7 @@ class PixelEquations:
     gradients: tuple[GradientEquations, ...]
     outputs: Tensor
     fires: Tensor
-    outputs_std: float
+    outputs_std: Tensor
     scales: tuple[float, ...]
     offsets: tuple[Tensor, ...]
     stiffness: float
@@ -54,7 +54,7 @@ class PixelEquations:
         outputs: Tensor,
         fires: Tensor,
         *,
-        outputs_std: float,
+        outputs_std: float | Tensor,
         stiffness: float,
         like: Tensor,
     ) -> PixelEquations:
@@ -63,13 +63,15 @@ class PixelEquations:
             GradientEquations(g.mixing.to(like), g.values.to(like), g.std.to(like))
             for g in gradients
         ]
+        std = torch.as_tensor(outputs_std).to(like)
+        std = std.expand_as(outputs).flatten(2)
         bare = cls(
             layers=tuple(_cast(layer, like) for layer in layers),
             active=tuple(a.to(like).flatten(2) for a in active),
             gradients=tuple(cast),
             outputs=outputs.to(like).flatten(2),
             fires=fires.flatten(2),
-            outputs_std=outputs_std,
+            outputs_std=std,
             scales=(1.0,) * (len(layers) + 1),
             offsets=(),
             stiffness=stiffness,
@@ -82,7 +84,7 @@ class PixelEquations:
             bare.gradients,
             bare.outputs,
             bare.fires,
-            outputs_std,
+            bare.outputs_std,
             tuple(1 / s for s in scales),
             tuple(offsets),
             stiffness,
@@ -116,9 +118,9 @@ class PixelEquations:
             target = scale * (known.values - offset)
             found.append((target + yielding * block) / (1 + yielding))
         scale, offset = self.scales[-1], self.offsets[-1]
-        loose = penalty * self.stiffness * (scale * self.outputs_std) ** 2
+        loose = penalty * self.stiffness * (scale * self.outputs_std).square()
         target = scale * (self.outputs - offset)
-        most = torch.minimum(seen, -scale * offset)
+        most = torch.minimum(seen, target)
         bound = (most + loose * seen) / (1 + loose)
         fitted = (target + loose * seen) / (1 + loose)
         return [*found, torch.where(self.fires, fitted, bound)]

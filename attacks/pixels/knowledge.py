@@ -9,13 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attacks.bayes.posterior import received_by
 from attacks.observation import Observation
 from attacks.pixels.active_units import settle_active
-from attacks.pixels.conv_chains import ConvLayer
 from attacks.pixels.conv_equations import GradientEquations
 from attacks.pixels.conv_features import HeardFeatures
 from attacks.pixels.problem import PixelProblem, features_of
+from attacks.pixels.received_layers import received_layers
 from attacks.pixels.sparse_features import SeenBefore, seen_before
 
 ROUNDING = 1e-6
@@ -47,7 +46,6 @@ class PixelKnowledge:
         noise: standard deviation of the weights' entries, by layer.
         depth: number of layers whose last one's outputs are known.
         outputs: (b, *outputs) of that layer after its ReLU.
-        outputs_std: their standard deviation.
         certain: (m,) channels of that layer whose active units are known for sure.
         deltas: gradients of the loss with respect to them, before the ReLU is passed.
         features: (b, *outputs) of the last layer of all, after its ReLU.
@@ -63,7 +61,6 @@ class PixelKnowledge:
     noise: tuple[float, ...]
     depth: int
     outputs: Tensor
-    outputs_std: float
     certain: Tensor
     deltas: Tensor
     features: Tensor
@@ -81,19 +78,15 @@ class PixelKnowledge:
         distance = torch.cdist(outputs.flatten(1), problem.features[-1].flatten(1).double())
         index = distance.argmin(dim=1)
         images = problem.known if len(problem.known) else problem.average[None]
-        received = received_by([observation])
-        noisy = observation.channel.random
+        received = received_layers(problem, observation)
         known = cls(
             problem=problem,
             records=torch.arange(len(outputs)),
-            gradients=tuple(
-                observation.gradient[x.name].detach().cpu().double().flatten(1) for x in layers
-            ),
-            biases=tuple(_bias_gradient(observation, x) for x in layers),
-            noise=tuple(float(received.precision[x.name]) ** -0.5 for x in layers),
+            gradients=tuple(x.gradient for x in received),
+            biases=tuple(x.bias for x in received),
+            noise=tuple(x.noise for x in received),
             depth=len(layers),
             outputs=outputs,
-            outputs_std=float(heard.std.square().mean().sqrt()) if noisy else 0.0,
             certain=torch.ones(layers[-1].outputs[0], dtype=torch.bool),
             deltas=heard.deltas.reshape(outputs.shape),
             features=outputs,
@@ -101,16 +94,9 @@ class PixelKnowledge:
             guesses=tuple(f[index].double() for f in problem.features),
             alone=True,
         )
-        if noisy:
-            return replace(known, outputs=outputs.clamp_min(0.0))
         last = len(layers) - 1
         outputs, certain = known._rectified(outputs, known.deltas, last, settle=True)
         return replace(known, outputs=outputs, certain=certain, features=outputs)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the features were told without noise."""
-        return self.outputs_std == 0
 
     def guessing(self, images: Tensor) -> PixelKnowledge:
         """With other guesses (b, C, H, W)."""
@@ -173,7 +159,7 @@ class PixelKnowledge:
             x = (self.guesses[level - 1] if level else self.images.double())[chosen]
             weight, bias = delta.flatten(2) @ layers[level].patches(x).mT, delta.sum(dim=(2, 3))
             if level == 0:
-                factor, offset = self._states_scale()
+                factor, offset = self.problem.scaling
                 weight = factor * weight + offset * bias[:, :, None]
             found.insert(0, Formed(weight, bias))
             delta = layers[level].backward(delta) * (x > 0) if level else delta
@@ -261,16 +247,10 @@ class PixelKnowledge:
         """Of one layer's weight, and its noise, as if the first layer saw images in [0, 1]."""
         gradient, std = self.gradients[level], self.noise[level]
         if level == 0:
-            factor, offset = self._states_scale()
+            factor, offset = self.problem.scaling
             shifted = gradient - offset * delta.sum(dim=(0, 2, 3))[:, None]
             gradient, std = shifted / factor, std / abs(factor)
         return gradient, std
-
-    def _states_scale(self) -> tuple[float, float]:
-        """Factor and offset from images in [0, 1] to what the first layer sees."""
-        chain, problem = self.problem.chain, self.problem
-        factor = chain.scale * (problem.high - problem.low)
-        return factor, chain.scale * problem.low + chain.shift
 
     def equations(self, level: int, delta: Tensor, extra_std: float = 0.0) -> GradientEquations:
         """Of one layer, from gradients at its outputs (b, *outputs)."""
@@ -280,8 +260,3 @@ class PixelKnowledge:
         if math.isinf(std):
             return GradientEquations.none(delta.flatten(2), gradient)
         return GradientEquations.of(delta.flatten(2), gradient, max(std, extra_std))
-
-
-def _bias_gradient(observation: Observation, layer: ConvLayer) -> Tensor | None:
-    found = observation.gradient.get(layer.name.removesuffix("weight") + "bias")
-    return None if found is None else found.detach().cpu().double()

@@ -47,13 +47,13 @@ def linearise(known: PixelKnowledge, images: Tensor) -> Linearised:
     layers = known.problem.layers[: known.depth]
     before = outputs_of(layers, images)
     activations = [z.relu() for z in before]
-    fires = known.outputs > 0 if known.exact else activations[-1] > 0
+    fires = known.outputs > 0
     masks: list[Tensor] = []
     deltas = [known.deltas * fires]
     for level in reversed(range(len(layers) - 1)):
         below = layers[level + 1].backward(deltas[0])
         received, active = known.biases[level], before[level] > 0
-        if known.exact and known.alone and received is not None:
+        if known.alone and received is not None:
             z, near = before[level].double(), NEAR * float(activations[level].amax())
             active, _ = settle_active(z, below, received, active, near)
         masks.insert(0, active.double())
@@ -80,7 +80,7 @@ def pixel_equations(
     How wrong is seen in what the images leave unexplained: a share of it counts as noise, the
     damping of the Levenberg-Marquardt method, and is gone once the images are the true ones.
     """
-    exact = known.depth == 1 and known.exact and known.alone
+    exact = known.depth == 1 and known.alone
     extra = [0.0 if exact else damping * left for left in linear.left]
     return PixelEquations.of(
         known.problem.layers[: known.depth],
@@ -88,7 +88,7 @@ def pixel_equations(
         [known.equations(i, d, extra[i]) for i, d in enumerate(linear.deltas)],
         known.outputs,
         linear.fires,
-        outputs_std=max(known.outputs_std, extra[-1]),
+        outputs_std=extra[-1],
         stiffness=0.0 if exact else unit,
         like=like,
     )

@@ -73,6 +73,12 @@ class PixelProblem:
         features = tuple(features_of(layers, compared))
         return cls(chain, layers, low, high, average, seen, features, grey)
 
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Factor and offset from images in [0, 1] to what the first convolution sees."""
+        factor = self.chain.scale * (self.high - self.low)
+        return factor, self.chain.scale * self.low + self.chain.shift
+
     def rounded(self, images: Tensor) -> Tensor:
         """The nearest possible images."""
         inside = images.clamp(0.0, 1.0)

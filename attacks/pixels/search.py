@@ -16,6 +16,7 @@ from attacks.pixels.equations import PixelEquations
 from attacks.pixels.grey_levels import correct_levels, polish_levels, settle_levels
 from attacks.pixels.knowledge import REPRODUCED, PixelKnowledge
 from attacks.pixels.linearisation import explains, linearise, pixel_equations
+from attacks.pixels.noisy_search import images_under_noise
 from attacks.pixels.problem import LEVELS, PixelProblem
 from attacks.pixels.sparse_frames import SparsePrior, SparseSearch
 
@@ -62,10 +63,10 @@ def solve_pixels(
     notes = [f"{told} of {wanted} records told apart"] if told < wanted else []
     if not told:
         return Pixels(problem.states(problem.average[None][:0]), None, tuple(notes))
-    known = PixelKnowledge.of(problem, observation, heard)
-    if not known.exact:
-        images, _ = _search(known, iterations)
+    if observation.channel.random:
+        images = images_under_noise(problem, observation, heard, seed=seed)
         return Pixels(problem.states(images), heard.actions, tuple(notes))
+    known = PixelKnowledge.of(problem, observation, heard)
     images, done = _settle(known, iterations)
     if not done:
         notes.insert(0, "the pixels do not explain the gradient")
@@ -112,21 +113,18 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
 
 def _search(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     """Images (b, C, H, W) in [0, 1], and whether they explain all that is known."""
-    problem, exact = known.problem, known.exact
-    prior = SparsePrior.of(problem.known, problem.average, robust=exact)
-    start = known.images if exact else problem.average.expand_as(known.images).clone()
-    settled = known.depth == 1 and exact
-    free = None
-    if exact:
-        seen = known.seen(0)
-        free = ~seen.same.expand_as(start)
-        start = torch.where(free, start, seen.inputs.to(start))
+    problem, start = known.problem, known.images
+    prior = SparsePrior.of(problem.known, problem.average, robust=True)
+    settled = known.depth == 1
+    seen = known.seen(0)
+    free = ~seen.same.expand_as(start)
+    start = torch.where(free, start, seen.inputs.to(start))
     search = SparseSearch(prior, start, free)
     damping, best = FIRST_DAMPING, math.inf
-    kept = problem.rounded(start) if exact else start
+    kept = problem.rounded(start)
     for spent in range(0, iterations, ROUND):
         if not settled or spent == 0:
-            images = problem.rounded(search.images) if exact else search.images.clamp(0, 1)
+            images = problem.rounded(search.images)
             linear = linearise(known, images)
             if linear.unexplained < best:
                 best, kept = linear.unexplained, images
@@ -139,22 +137,21 @@ def _search(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
             search.forget()
 
         def done(images: Tensor, equations: PixelEquations = equations) -> bool:
-            return exact and explains(known, problem.rounded(images), equations)
+            return explains(known, problem.rounded(images), equations)
 
         found = None
         if search.run(equations, min(ROUND, iterations - spent), done):
             found = problem.rounded(search.images)
-        elif exact and problem.grey:
+        elif problem.grey:
             guess = settle_levels(search.images, equations, LEVELS)
             found = guess if explains(known, guess, equations) else None
         if found is not None:
             polished = problem.grey and known.alone
             return polish_levels(found, equations, LEVELS) if polished else found, True
-    images = search.images.clamp(0.0, 1.0)
-    images = problem.rounded(images) if exact else images
+    images = problem.rounded(search.images)
     if not settled and linearise(known, images).unexplained > best:
         images = kept
-    if exact and problem.grey:
+    if problem.grey:
         images = torch.cat([_corrected(known.only(i), images[[i]]) for i in range(len(images))])
     return images, False
 
