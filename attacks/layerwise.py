@@ -17,10 +17,10 @@ cancellation.
 Where a batch is too large for a layer's equations, that layer is not solved on its own: its outputs
 are equations of the pixels.
 
-With noise each layer's inputs are what is likeliest given the outputs, the received gradient and the
-samples, each by its uncertainty (``pixels.layer_beliefs``); which units are active follows from the
-rows of the gradient (``pixels.active_rows``), whose hundreds of numbers tell it long after single
-outputs do not. Nothing heard leaves the prior's mean.
+With noise each layer's inputs are what is likeliest given the outputs, the received gradient and
+the samples, each by its uncertainty (``pixels.layer_beliefs``); which units are active follows from
+the rows of the gradient (``pixels.active_rows``), whose hundreds of numbers tell it long after
+single outputs do not. Nothing heard leaves the prior's mean.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Layerwise(Attack):
     def solve(
         self, observations: Sequence[Observation], *, prior: Prior, seed: int
     ) -> list[Reconstruction]:
-        """Each observation alone; ``seed`` starts the un-mixing of batches and draws errors under noise."""
+        """Each observation alone; ``seed`` starts the un-mixing of batches, and noise of errors."""
         chain, reason = find_chain(observations[0])
         assert chain is not None, reason
         problem = PixelProblem.of(observations[0], chain, prior)

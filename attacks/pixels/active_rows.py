@@ -19,6 +19,9 @@ from attacks.pixels.received_layers import ReceivedLayer
 MOST_FLIPS = 40
 """Units of a channel that are changed one by one."""
 
+SLIGHT = 5.0
+"""Nats: that an active unit is so near to zero is about as rare as the noise is small."""
+
 UNEXPLAINED, DOUBT = 1.3, 5.0
 """Times the usual misfit from which a channel's row is wrong, and the noise it then counts as."""
 
@@ -107,18 +110,21 @@ class _Channel:
     def _price(self, squares: Tensor) -> Tensor:
         """Nats of squared misfits; how much the inputs' errors add to the noise is not known."""
         count = len(self.target)
-        return count / 2 * (squares / count).clamp_min(1.0).log()
+        mean = squares / count
+        return count / 2 * torch.where(mean > 1, mean.log(), mean - 1)
 
     def _threshold(self) -> Tensor:
         """Units beyond the best threshold of what the inputs give, if likelier than those given."""
         order = self.formed.argsort(descending=True)
         steps = self.columns[:, order] * self.deltas[order]
         left = self.target[:, None] - torch.cat([0 * steps[:, :1], steps.cumsum(dim=1)], dim=1)
-        odds = torch.cat([self.log_odds.new_zeros(1), self.log_odds[order].cumsum(dim=0)])
-        costs = self._price(left.square().sum(dim=0)) - odds
+        # Units of a background are one coincidence, not many: slight odds against each do not add.
+        odds = torch.where(self.log_odds < 0, (self.log_odds + SLIGHT).clamp_max(0), self.log_odds)
+        summed = torch.cat([odds.new_zeros(1), odds[order].cumsum(dim=0)])
+        costs = self._price(left.square().sum(dim=0)) - summed
         best = int(costs.argmin())
         given = self._price(self.misfit(self.active).square().sum())
-        if not costs[best] < given - self.log_odds[self.active].sum():
+        if not costs[best] < given - odds[self.active].sum():
             return self.active.clone()
         active = torch.zeros_like(self.active)
         active[order[:best]] = True

@@ -141,6 +141,24 @@ def test_clipping_hides_no_pixel(pong: Screen) -> None:
     assert torch.equal(answer.transitions.state[0].round(), pong.z.state[90].float())
 
 
+def psnr(found: torch.Tensor, truth: torch.Tensor) -> float:
+    return float(10 * torch.log10(255.0**2 / (found - truth).square().mean().clamp_min(1e-6)))
+
+
+@pytest.mark.parametrize(("share", "least", "exact"), [(0.001, 65.0, 0.99), (0.01, 48.0, 0.8)])
+def test_weak_noise_hides_no_frame(pong: Screen, share: float, least: float, exact: float) -> None:
+    gradient = torch.cat([g.flatten() for g in pong.observe([100]).gradient.values()])
+    noise_std = share * float(gradient.square().mean().sqrt())
+    answer = get_attack("layerwise").reconstruct(
+        pong.observe([100], noise_std=noise_std), prior=pong.prior, seed=0
+    )
+    truth = pong.z.state[100].float()
+    found = answer.transitions.state[0].round()
+    assert psnr(found, truth) > least
+    assert psnr(pong.prior.mean_transitions(1).state[0].round(), truth) < least - 10
+    assert float((found == truth).float().mean()) > exact
+
+
 def test_under_noise_that_hides_everything_the_prior_is_left(pong: Screen) -> None:
     truth = pong.z.state[100].float()
     answer = get_attack("layerwise").reconstruct(
