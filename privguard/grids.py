@@ -10,14 +10,15 @@ from defenses.registry import DefenseInfo, get_defense_info
 from privguard.spec import DefenseGrid, defense_text
 
 FRAME_GRIDS = {
-    "gaussian": "gaussian=1e-11,1e-9,1e-7,1e-5",
-    "dp-sgd": "dp-sgd=1e-5,1e-3,0.03,0.3",
+    "gaussian": "gaussian=1e-9,1e-7,1e-5,1e-3",
+    "dp-sgd": "dp-sgd=1e-7,1e-5,1e-3,0.1",
 }
 """Levels of noise on a convolutional network's gradients, by the defence's bare name.
 
 1.7 million coordinates share a norm of 0.01 to 1, and so are hundreds of times smaller than those
 of the dense networks that the defences' own grids are for: there the weakest noise already has
-30,000 times the gradient's power (Pong, probes after 20 rounds: norm 0.02, noise 4).
+30,000 times the gradient's power (Pong, probes after 20 rounds: norm 0.02, noise 4). Frames are
+read to the last pixel at a ten-thousandth of the gradient's root mean square and hidden at one.
 """
 
 

@@ -26,7 +26,7 @@ class HeardFeatures:
 
     Attributes:
         features: (k, n) of the last convolution, after its ReLU.
-        std: (k,) standard deviation of each record's features; zero without noise.
+        std: (k,) standard deviation of each record's features.
         deltas: (k, n) gradients of the loss with respect to them.
         actions: (k,) int64, the discrete actions taken; None if the dense layers do not show them.
     """
@@ -67,9 +67,7 @@ def _weights(chain: ConvChain) -> Tensor:
 
 
 def _noise(observation: Observation, chain: ConvChain) -> float:
-    """Standard deviation of the dense layers' received coordinates; zero without noise."""
-    if not observation.channel.random:
-        return 0.0
+    """Standard deviation of the dense layers' received coordinates, at least what is rounded."""
     name = chain.heads[0].weight
     assert name is not None
     return float(received_by([observation]).precision[name]) ** -0.5
@@ -81,7 +79,7 @@ def _single(observation: Observation, chain: ConvChain, usual: Tensor) -> HeardF
     d = left[:, -1]
     heard = gradient.T @ d
     feature, one = heard[:-1], heard[-1]
-    if std == 0:
+    if not observation.channel.random:
         scale = one
     else:
         # 1 / scale is one + noise of ``std``, or what makes the features as large as usual.
@@ -118,6 +116,6 @@ def _several(observation: Observation, chain: ConvChain, seed: int) -> HeardFeat
     inputs = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
     # Frames of a game are nearly alike: their Gram matrix would square what is lost.
     d = torch.linalg.lstsq(inputs.T, gradient.T).solution  # (k, m)
-    std = _noise(observation, chain) / d.norm(dim=1).clamp_min(1e-300)
+    std = _noise(observation, chain) * torch.linalg.pinv(d.T).norm(dim=1)
     actions = None if found.outputs is None else found.outputs[told]
     return HeardFeatures(features, std, d @ _weights(chain), actions)

@@ -3,13 +3,14 @@
 What a layer's inputs are believed to be decides which units of the layer below are active. The
 doubtful ones count as noise until the inputs that follow without them tell which they are
 (``active_rows``). In the last step the inputs are pixels, and the sparse prior of frames takes the
-place of the samples' mean and spread.
+place of the samples' mean and spread. With all units settled the equations of all layers are those
+of one chain of affine maps, and the pixels are sought once more by all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,13 +29,31 @@ ROUNDS = 8
 """Times that a layer's inputs are solved for, at most, each with its units settled by the last."""
 
 ITERATIONS = 80
-"""Of the search for pixels, in each of these rounds."""
+"""Of the search for pixels, in each of these rounds and once more by all layers' equations."""
 
 SETTLED = 0.01
 """Change of every unit's chance to be active below which another round changes nothing."""
 
-HEARD = 0.5
-"""Of the samples' spread: the first layer's outputs are known better than from samples alone."""
+HEARD = 0.15
+"""Share of what is known of the features that is heard, above which pixels are the samples' medians
+but where something else is heard; below it their means are the better guess."""
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedLayer:
+    """A layer with its likeliest inputs (b, *inputs), and its belief that agrees with them.
+
+    ``doubt`` (m,) is what the rows of its gradient leave unexplained, as noise.
+    """
+
+    received: ReceivedLayer
+    inputs: Tensor
+    belief: LayerBelief
+    doubt: Tensor
+
+    def equations(self) -> GradientEquations:
+        """Of its inputs."""
+        return self.received.equations(self.belief, self.inputs, self.doubt)
 
 
 def images_under_noise(
@@ -47,20 +66,27 @@ def images_under_noise(
     before = [Usual.of(z.double()) for z in outputs_of(problem.layers, samples)]
     outputs = heard.features.reshape(-1, *problem.layers[-1].outputs)
     std = heard.std[:, None, None, None].expand_as(outputs)
+    spread = Usual.of(problem.features[-1].double()).spread
+    robust = float((1 / (1 + (std / spread).square())).mean()) > HEARD
+    prior = SparsePrior.of(problem.known, problem.average, robust=robust)
     belief = LayerBelief.of(outputs, std, heard.deltas.reshape(outputs.shape), before[-1])
+    solved: list[SolvedLayer] = []
     for level in reversed(range(1, len(received))):
         usual = Usual.of(problem.features[level - 1].double())
-        inputs, std, belief = _below(received[level], belief, usual, generator)
-        outputs, std = usual.without(inputs, std)
-        deltas = received[level].layer.backward(belief.sent)
+        layer, std = _below(received[level], belief, usual, generator)
+        outputs, std = usual.without(layer.inputs, std)
+        deltas = received[level].layer.backward(layer.belief.sent)
         belief = LayerBelief.of(outputs, std, deltas, before[level - 1])
-    return _pixels(problem, received[0], belief)
+        solved.insert(0, layer)
+    start = problem.average.expand(len(outputs), *problem.average.shape).clone()
+    solved.insert(0, _pixels(received[0], belief, SparseSearch(prior, start), prior.unit))
+    return _jointly(solved, prior)
 
 
 def _below(
     received: ReceivedLayer, belief: LayerBelief, usual: Usual, generator: torch.Generator
-) -> tuple[Tensor, Tensor, LayerBelief]:
-    """Mean and standard deviation (b, *inputs) of a layer's inputs, and its belief by then."""
+) -> tuple[SolvedLayer, Tensor]:
+    """A layer by what is usual of its inputs, and their standard deviation (b, *inputs)."""
     std = usual.spread
 
     def solve(equations: GradientEquations, belief: LayerBelief) -> Tensor:
@@ -68,35 +94,54 @@ def _below(
         inputs, std = likeliest_inputs(received.layer, equations, belief, usual, generator)
         return inputs
 
-    inputs, belief = _agreed(received, belief, usual.mean, solve)
-    return inputs, std, belief
+    return _agreed(received, belief, usual.mean, solve), std
 
 
-def _pixels(problem: PixelProblem, received: ReceivedLayer, belief: LayerBelief) -> Tensor:
-    """Images (b, C, H, W) from what is believed of the first layer's outputs."""
-    spread = Usual.of(problem.features[0].double()).spread
-    heard = bool(belief.std.mean() < HEARD * spread.mean())
-    prior = SparsePrior.of(problem.known, problem.average, robust=heard)
-    start = problem.average.expand(len(belief.outputs), *problem.average.shape).clone()
-    search = SparseSearch(prior, start)
+def _pixels(
+    received: ReceivedLayer, belief: LayerBelief, search: SparseSearch, unit: float
+) -> SolvedLayer:
+    """The first layer, whose inputs are pixels."""
 
     def solve(equations: GradientEquations, belief: LayerBelief) -> Tensor:
-        pixels = PixelEquations.of(
-            [received.layer],
-            [],
-            [equations],
-            belief.outputs.clamp_min(0.0),
-            belief.active,
-            outputs_std=belief.loose,
-            stiffness=prior.unit,
-            like=start,
-        )
         search.forget()
-        search.run(pixels, ITERATIONS)
+        search.run(_pixel_equations([received], [equations], [belief], search, unit), ITERATIONS)
         return search.images.double().clamp(0.0, 1.0)
 
-    images, _ = _agreed(received, belief, start.double(), solve)
-    return images.to(start)
+    return _agreed(received, belief, search.images.double(), solve)
+
+
+def _jointly(solved: Sequence[SolvedLayer], prior: SparsePrior) -> Tensor:
+    """Images (b, C, H, W) by all layers' equations at once, with the active units now known.
+
+    Descending, each layer passes on how uncertain every output is, but not which errors go
+    together.
+    """
+    search = SparseSearch(prior, solved[0].inputs.float())
+    layers, beliefs = [s.received for s in solved], [s.belief for s in solved]
+    equations = [s.equations() for s in solved]
+    search.run(_pixel_equations(layers, equations, beliefs, search, prior.unit), ITERATIONS)
+    return search.images.clamp(0.0, 1.0)
+
+
+def _pixel_equations(
+    layers: Sequence[ReceivedLayer],
+    equations: Sequence[GradientEquations],
+    beliefs: Sequence[LayerBelief],
+    search: SparseSearch,
+    unit: float,
+) -> PixelEquations:
+    """Of pixels through layers, with what is believed of the last one's outputs."""
+    last = beliefs[-1]
+    return PixelEquations.of(
+        [x.layer for x in layers],
+        [b.active.double() for b in beliefs[:-1]],
+        equations,
+        last.outputs.clamp_min(0.0),
+        last.active,
+        outputs_std=last.loose,
+        stiffness=unit,
+        like=search.images,
+    )
 
 
 def _agreed(
@@ -104,8 +149,8 @@ def _agreed(
     belief: LayerBelief,
     inputs: Tensor,
     solve: Callable[[GradientEquations, LayerBelief], Tensor],
-) -> tuple[Tensor, LayerBelief]:
-    """Inputs (b, *inputs) of a layer, and its belief with the active units that they agree with."""
+) -> SolvedLayer:
+    """A layer's inputs, solved for until its active units agree with them."""
     doubt = torch.zeros(len(received.gradient), dtype=torch.float64)
     for _ in range(ROUNDS):
         inputs = solve(received.equations(belief, inputs, doubt), belief)
@@ -114,4 +159,4 @@ def _agreed(
         belief = replace(belief, chance=chance).strained(received.layer.linear(inputs))
         if moved < SETTLED:
             break
-    return inputs, belief
+    return SolvedLayer(received, inputs, belief, doubt)
