@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from scipy.stats import norm
@@ -53,16 +53,20 @@ class RecordInformation:
     release: Tensor
     prior: Tensor
     count: int
+    _variances: dict[float, Tensor] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, index: int) -> RecordInformation:
         """What one of the releases gives."""
         return RecordInformation(self.release[index : index + 1], self.prior, self.count)
 
-    def posterior_covariance(self, releases: float = 1.0) -> Tensor:
-        """(T, b K, b K): the error covariance no estimator beats, after ``releases`` alike."""
-        size = self.release.shape[-1] // len(self.prior)
-        blocks = torch.block_diag(*[self.prior] * size)
-        return torch.linalg.inv(releases * self.release + blocks)
+    def posterior_variance(self, releases: float = 1.0) -> Tensor:
+        """(T, b, K): error variances that no estimator beats, after ``releases`` alike."""
+        if releases not in self._variances:
+            size = self.release.shape[-1] // len(self.prior)
+            blocks = torch.block_diag(*[self.prior] * size)
+            diagonal = _diagonal_of_inverse(releases * self.release + blocks)
+            self._variances[releases] = diagonal.unflatten(1, (size, -1))
+        return self._variances[releases]
 
     def floor(self, releases: float = 1.0) -> Tensor:
         """(T,): local Bayesian floor, mean squared error of (s, a) in sigma^2 per coordinate.
@@ -70,7 +74,7 @@ class RecordInformation:
         Evaluated at each true record; its mean over records bounds the ``nmse`` of an attacker
         whose prior is Gaussian. A prior with more structure can know more.
         """
-        return self._mean_over_state_action(self.posterior_covariance(releases))
+        return self.posterior_variance(releases)[..., : self.count].flatten(1).mean(dim=1)
 
     def strict_floor(self, releases: float = 1.0) -> float:
         """The van Trees bound itself: the information is averaged over records before inverting.
@@ -93,15 +97,19 @@ class RecordInformation:
 
         What an attacker at the floor reaches as reconstruction accuracy, in sigma.
         """
-        width = len(self.prior)
-        deviation = self.posterior_covariance(releases).diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-        kept = deviation.unflatten(1, (-1, width))[..., : self.count]
+        kept = self.posterior_variance(releases)[..., : self.count].clamp_min(0).sqrt()
         share = 2 * norm.cdf(tolerance / kept.clamp_min(1e-12).numpy()) - 1
         return torch.from_numpy(share).flatten(1).mean(dim=1)
 
-    def _mean_over_state_action(self, covariance: Tensor) -> Tensor:
-        variance = covariance.diagonal(dim1=1, dim2=2).unflatten(1, (-1, len(self.prior)))
-        return variance[..., : self.count].flatten(1).mean(dim=1)
+
+def _diagonal_of_inverse(information: Tensor) -> Tensor:
+    """(T, n) of symmetric (T, n, n)."""
+    factor, failed = torch.linalg.cholesky_ex(information)
+    if bool(failed.any()):
+        # Rounding leaves the information of a nearly exact release indefinite.
+        return torch.linalg.inv(information).diagonal(dim1=1, dim2=2)
+    one = torch.eye(information.shape[-1], dtype=factor.dtype).expand_as(factor)
+    return torch.linalg.solve_triangular(factor, one, upper=False).square().sum(dim=1)
 
 
 def record_information(

@@ -140,48 +140,80 @@ def _log_normal(x: Tensor, std: Tensor) -> Tensor:
     return -(x / std).square() / 2 - std.log()
 
 
-def likeliest_inputs(
-    layer: ConvLayer,
-    equations: GradientEquations,
-    belief: LayerBelief,
-    usual: Usual,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (b, *inputs) of a layer's inputs."""
-    finest = FINEST * usual.spread.mean()
-    on_outputs = belief.active.flatten(2) / (belief.loose.flatten(2).square() + finest.square())
-    on_rows = 1 / (equations.std.square() + finest.square())[:, None]
-    on_usual = 1 / usual.spread.square()
-    weight, bias = layer.weight, layer.bias[:, None]
+@dataclass(frozen=True, eq=False)
+class InputSystem:
+    """A layer's inputs as the least-squares solution of all that is known of them.
 
-    def normal(x: Tensor) -> Tensor:
-        patches = layer.patches(x)
-        rows = equations.spread(on_rows * equations.apply(patches))
-        return layer.overlay(weight.T @ (on_outputs * (weight @ patches)) + rows) + on_usual * x
+    Attributes:
+        layer: with b records' outputs as in ``belief``.
+        equations: of its gradient.
+        usual: of the inputs.
+        on_outputs: weights (b, m, P) of the active outputs.
+        on_rows: (k, 1) of the equations.
+        diagonal: (b, *inputs) of the normal equations.
+    """
 
-    heard = weight.square().T @ on_outputs
-    mixed = (equations.mixing.square() @ on_rows)[:, :, 0]
-    diagonal = layer.overlay(heard + mixed[:, None, :].expand_as(heard)) + on_usual
+    layer: ConvLayer
+    equations: GradientEquations
+    belief: LayerBelief
+    usual: Usual
+    on_outputs: Tensor
+    on_rows: Tensor
+    diagonal: Tensor
 
-    def solved(outputs: Tensor, values: Tensor, mean: Tensor) -> Tensor:
-        target = on_outputs * (outputs.flatten(2) - bias)
-        rows = equations.spread(on_rows * values)
-        right = layer.overlay(weight.T @ target + rows) + on_usual * mean
+    @classmethod
+    def of(
+        cls, layer: ConvLayer, equations: GradientEquations, belief: LayerBelief, usual: Usual
+    ) -> InputSystem:
+        """Everything counts by its precision."""
+        finest = FINEST * usual.spread.mean()
+        loose = belief.loose.flatten(2)
+        on_outputs = belief.active.flatten(2) / (loose.square() + finest.square())
+        on_rows = 1 / (equations.std.square() + finest.square())[:, None]
+        heard = layer.weight.T.square() @ on_outputs
+        mixed = (equations.mixing.square() @ on_rows)[:, :, 0]
+        diagonal = layer.overlay(heard + mixed[:, None, :].expand_as(heard))
+        diagonal = diagonal + 1 / usual.spread.square()
+        return cls(layer, equations, belief, usual, on_outputs, on_rows, diagonal)
+
+    def likeliest(self) -> Tensor:
+        """Inputs (b, *inputs)."""
+        mean = self.usual.mean.expand_as(self.diagonal)
+        return self._solved(self.belief.outputs, self.equations.values, mean)
+
+    def std(self, likeliest: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard deviations (b, *inputs) of the inputs about the ``likeliest``."""
+        square = torch.zeros_like(likeliest)
+        for _ in range(DRAWS):
+            disturbed = self._solved(
+                _drawn(self.belief.outputs, self.belief.loose, generator),
+                _drawn(self.equations.values, self.equations.std[:, None], generator),
+                _drawn(self.usual.mean.expand_as(likeliest), self.usual.spread, generator),
+            )
+            square += (disturbed - likeliest).square() / DRAWS
+        return F.avg_pool2d(square, 3, 1, 1, count_include_pad=False).sqrt()
+
+    def _solved(self, outputs: Tensor, values: Tensor, mean: Tensor) -> Tensor:
+        """From outputs (b, *outputs), the equations' values and the usual inputs."""
+        layer, weight = self.layer, self.layer.weight
+        target = self.on_outputs * (outputs.flatten(2) - layer.bias[:, None])
+        rows = self.equations.spread(self.on_rows * values)
+        right = layer.overlay(weight.T @ target + rows) + mean / self.usual.spread.square()
         return conjugate_gradients(
-            normal, right, mean, iterations=STEPS, diagonal=diagonal, tolerance=ENOUGH
+            self._normal,
+            right,
+            mean,
+            iterations=STEPS,
+            diagonal=self.diagonal,
+            tolerance=ENOUGH,
         )
 
-    def drawn(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    def _normal(self, x: Tensor) -> Tensor:
+        weight, patches = self.layer.weight, self.layer.patches(x)
+        rows = self.equations.spread(self.on_rows * self.equations.apply(patches))
+        seen = weight.T @ (self.on_outputs * (weight @ patches))
+        return self.layer.overlay(seen + rows) + x / self.usual.spread.square()
 
-    mean = usual.mean.expand(len(belief.outputs), *layer.inputs)
-    x = solved(belief.outputs, equations.values, mean)
-    square = torch.zeros_like(x)
-    for _ in range(DRAWS):
-        disturbed = solved(
-            belief.outputs + belief.loose * drawn(belief.outputs),
-            equations.values + equations.std[:, None] * drawn(equations.values),
-            mean + usual.spread * drawn(mean),
-        )
-        square += (disturbed - x).square() / DRAWS
-    return x, F.avg_pool2d(square, 3, 1, 1, count_include_pad=False).sqrt()
+
+def _drawn(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+    return mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)

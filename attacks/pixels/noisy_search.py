@@ -20,7 +20,7 @@ from attacks.pixels.active_rows import settle_rows
 from attacks.pixels.conv_equations import GradientEquations
 from attacks.pixels.conv_features import HeardFeatures
 from attacks.pixels.equations import PixelEquations
-from attacks.pixels.layer_beliefs import LayerBelief, Usual, likeliest_inputs
+from attacks.pixels.layer_beliefs import InputSystem, LayerBelief, Usual
 from attacks.pixels.problem import PixelProblem, outputs_of
 from attacks.pixels.received_layers import ReceivedLayer, received_layers
 from attacks.pixels.sparse_frames import SparsePrior, SparseSearch
@@ -73,9 +73,10 @@ def images_under_noise(
     solved: list[SolvedLayer] = []
     for level in reversed(range(1, len(received))):
         usual = Usual.of(problem.features[level - 1].double())
-        layer, std = _below(received[level], belief, usual, generator)
-        outputs, std = usual.without(layer.inputs, std)
-        deltas = received[level].layer.backward(layer.belief.sent)
+        layer = _below(received[level], belief, usual)
+        system = InputSystem.of(layer.received.layer, layer.equations(), layer.belief, usual)
+        outputs, std = usual.without(layer.inputs, system.std(layer.inputs, generator))
+        deltas = layer.received.layer.backward(layer.belief.sent)
         belief = LayerBelief.of(outputs, std, deltas, before[level - 1])
         solved.insert(0, layer)
     start = problem.average.expand(len(outputs), *problem.average.shape).clone()
@@ -83,18 +84,13 @@ def images_under_noise(
     return _jointly(solved, prior)
 
 
-def _below(
-    received: ReceivedLayer, belief: LayerBelief, usual: Usual, generator: torch.Generator
-) -> tuple[SolvedLayer, Tensor]:
-    """A layer by what is usual of its inputs, and their standard deviation (b, *inputs)."""
-    std = usual.spread
+def _below(received: ReceivedLayer, belief: LayerBelief, usual: Usual) -> SolvedLayer:
+    """A layer by what is usual of its inputs."""
 
     def solve(equations: GradientEquations, belief: LayerBelief) -> Tensor:
-        nonlocal std
-        inputs, std = likeliest_inputs(received.layer, equations, belief, usual, generator)
-        return inputs
+        return InputSystem.of(received.layer, equations, belief, usual).likeliest()
 
-    return _agreed(received, belief, usual.mean, solve), std
+    return _agreed(received, belief, usual.mean, solve)
 
 
 def _pixels(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.pixels.active_rows import settle_rows
 from attacks.pixels.conv_chains import ConvLayer
-from attacks.pixels.layer_beliefs import LayerBelief, Usual, likeliest_inputs
+from attacks.pixels.layer_beliefs import InputSystem, LayerBelief, Usual
 from attacks.pixels.received_layers import ReceivedLayer
 
 NOISE = 0.02
@@ -56,7 +56,9 @@ def test_inputs_are_as_near_to_the_true_ones_as_their_standard_deviation_says() 
     belief = case.belief()
     usual = Usual.of(case.samples)
     equations = case.received.equations(belief, usual.mean, torch.zeros(12, dtype=torch.float64))
-    mean, std = likeliest_inputs(case.layer, equations, belief, usual, generator)
+    system = InputSystem.of(case.layer, equations, belief, usual)
+    mean = system.likeliest()
+    std = system.std(mean, generator)
     errors = (mean - case.inputs) / std
     assert 0.5 < float(errors.square().mean().sqrt()) < 1.5
     assert float(std.mean()) < 0.15 * float(usual.spread.mean())
