@@ -35,7 +35,8 @@ LEAST_SPREAD = 0.3
 """Of a unit in the samples, relative to the mean: what never moved in them may move after all."""
 
 TAILS = 4.0
-"""Degrees of freedom of outputs' errors: their standard deviations are averages over neighbours."""
+"""Degrees of freedom of outputs' errors, whose deviations are averages over neighbours, and of
+inputs' distances from what is usual."""
 
 NOTHING = 0.01
 """What is heard of an input at least, relative to what samples say of it."""
@@ -56,6 +57,15 @@ class Usual:
         if len(seen) == 1:
             spread = seen.square().mean().sqrt().expand_as(mean)
         return cls(mean, (spread.square() + (LEAST_SPREAD * spread.mean()).square()).sqrt())
+
+    def around(self, x: Tensor) -> Usual:
+        """Wider (b, ...) where numbers ``x`` are far from what is usual: something moves there.
+
+        Deviations are as of Student's t distribution: few, and then of any size.
+        """
+        away = ((x - self.mean) / self.spread).square()
+        wider = ((TAILS + away) / (TAILS + 1)).clamp_min(1.0).sqrt()
+        return Usual(self.mean, self.spread * wider)
 
     def without(self, x: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """What was heard of numbers ``x`` beyond what is usual, which had its part in them.
@@ -122,7 +132,10 @@ class LayerBelief:
         """By what solved inputs give before the ReLU, (b, *outputs)."""
         off = formed - self.outputs.clamp_min(0.0)
         off = torch.where(self.active, off, off.clamp_min(0.0))
-        return replace(self, strain=(off / self.std).square())
+        strain = (off / self.std).square()
+        # Where most are strained it is by inputs that are not yet right.
+        usual = strain[self.active].median().clamp_min(1.0) if bool(self.active.any()) else 1.0
+        return replace(self, strain=strain / usual)
 
     @property
     def sent(self) -> Tensor:
@@ -176,24 +189,24 @@ class InputSystem:
         diagonal = diagonal + 1 / usual.spread.square()
         return cls(layer, equations, belief, usual, on_outputs, on_rows, diagonal)
 
-    def likeliest(self) -> Tensor:
-        """Inputs (b, *inputs)."""
+    def likeliest(self, start: Tensor) -> Tensor:
+        """Inputs (b, *inputs), from where to start."""
         mean = self.usual.mean.expand_as(self.diagonal)
-        return self._solved(self.belief.outputs, self.equations.values, mean)
+        start = start.expand_as(self.diagonal)
+        return self._solved(self.belief.outputs, self.equations.values, mean, start)
 
     def std(self, likeliest: Tensor, generator: torch.Generator) -> Tensor:
         """Standard deviations (b, *inputs) of the inputs about the ``likeliest``."""
         square = torch.zeros_like(likeliest)
         for _ in range(DRAWS):
-            disturbed = self._solved(
-                _drawn(self.belief.outputs, self.belief.loose, generator),
-                _drawn(self.equations.values, self.equations.std[:, None], generator),
-                _drawn(self.usual.mean.expand_as(likeliest), self.usual.spread, generator),
-            )
+            outputs = _drawn(self.belief.outputs, self.belief.loose, generator)
+            values = _drawn(self.equations.values, self.equations.std[:, None], generator)
+            mean = _drawn(self.usual.mean.expand_as(likeliest), self.usual.spread, generator)
+            disturbed = self._solved(outputs, values, mean, mean)
             square += (disturbed - likeliest).square() / DRAWS
         return F.avg_pool2d(square, 3, 1, 1, count_include_pad=False).sqrt()
 
-    def _solved(self, outputs: Tensor, values: Tensor, mean: Tensor) -> Tensor:
+    def _solved(self, outputs: Tensor, values: Tensor, mean: Tensor, start: Tensor) -> Tensor:
         """From outputs (b, *outputs), the equations' values and the usual inputs."""
         layer, weight = self.layer, self.layer.weight
         target = self.on_outputs * (outputs.flatten(2) - layer.bias[:, None])
@@ -202,7 +215,7 @@ class InputSystem:
         return conjugate_gradients(
             self._normal,
             right,
-            mean,
+            start,
             iterations=STEPS,
             diagonal=self.diagonal,
             tolerance=ENOUGH,

@@ -73,7 +73,7 @@ def images_under_noise(
     solved: list[SolvedLayer] = []
     for level in reversed(range(1, len(received))):
         usual = Usual.of(problem.features[level - 1].double())
-        layer = _below(received[level], belief, usual)
+        layer, usual = _below(received[level], belief, usual)
         system = InputSystem.of(layer.received.layer, layer.equations(), layer.belief, usual)
         outputs, std = usual.without(layer.inputs, system.std(layer.inputs, generator))
         deltas = layer.received.layer.backward(layer.belief.sent)
@@ -84,13 +84,17 @@ def images_under_noise(
     return _jointly(solved, prior)
 
 
-def _below(received: ReceivedLayer, belief: LayerBelief, usual: Usual) -> SolvedLayer:
-    """A layer by what is usual of its inputs."""
+def _below(received: ReceivedLayer, belief: LayerBelief, usual: Usual) -> tuple[SolvedLayer, Usual]:
+    """A layer by what is usual of its inputs, and what of that is left where they deviate."""
+    inputs, left = usual.mean, usual
 
     def solve(equations: GradientEquations, belief: LayerBelief) -> Tensor:
-        return InputSystem.of(received.layer, equations, belief, usual).likeliest()
+        nonlocal inputs, left
+        left = usual.around(inputs)
+        inputs = InputSystem.of(received.layer, equations, belief, left).likeliest(inputs)
+        return inputs
 
-    return _agreed(received, belief, usual.mean, solve)
+    return _agreed(received, belief, inputs, solve), left
 
 
 def _pixels(

@@ -57,7 +57,7 @@ def test_inputs_are_as_near_to_the_true_ones_as_their_standard_deviation_says() 
     usual = Usual.of(case.samples)
     equations = case.received.equations(belief, usual.mean, torch.zeros(12, dtype=torch.float64))
     system = InputSystem.of(case.layer, equations, belief, usual)
-    mean = system.likeliest()
+    mean = system.likeliest(usual.mean)
     std = system.std(mean, generator)
     errors = (mean - case.inputs) / std
     assert 0.5 < float(errors.square().mean().sqrt()) < 1.5
