@@ -18,7 +18,7 @@ FRAME_GRIDS = {
 1.7 million coordinates share a norm of 0.01 to 1, and so are hundreds of times smaller than those
 of the dense networks that the defences' own grids are for: there the weakest noise already has
 30,000 times the gradient's power (Pong, probes after 20 rounds: norm 0.02, noise 4). Single
-frames are read at a thousandth of the gradient's root mean square and hidden at one.
+frames are read at a thousandth of the gradient's root mean square and nearly hidden at one.
 """
 
 

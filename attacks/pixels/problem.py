@@ -56,7 +56,7 @@ class PixelProblem:
         both = torch.cat([states, known])
         low, high = _range(template.state_low, template.state_high, both)
         images = (chain.images(both) - low) / (high - low)
-        factor, offset = chain.scale * (high - low), chain.scale * low + chain.shift
+        factor, offset = _scaling(chain, low, high)
         first = chain.layers[0]
         first = replace(
             first,
@@ -76,8 +76,7 @@ class PixelProblem:
     @property
     def scaling(self) -> tuple[float, float]:
         """Factor and offset from images in [0, 1] to what the first convolution sees."""
-        factor = self.chain.scale * (self.high - self.low)
-        return factor, self.chain.scale * self.low + self.chain.shift
+        return _scaling(self.chain, self.low, self.high)
 
     def rounded(self, images: Tensor) -> Tensor:
         """The nearest possible images."""
@@ -106,6 +105,10 @@ def outputs_of(layers: Sequence[ConvLayer], images: Tensor) -> list[Tensor]:
         found.append(z.reshape(len(x), *layer.outputs))
         x = found[-1].relu()
     return found
+
+
+def _scaling(chain: ConvChain, low: float, high: float) -> tuple[float, float]:
+    return chain.scale * (high - low), chain.scale * low + chain.shift
 
 
 def _range(low: Bound, high: Bound, states: Tensor) -> tuple[float, float]:

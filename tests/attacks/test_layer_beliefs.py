@@ -160,3 +160,10 @@ def test_outputs_far_from_what_inputs_give_are_less_certain() -> None:
     changed = strained.loose / belief.loose
     assert float(changed[0, 0, 0, 0]) > 5 or not bool(belief.active[0, 0, 0, 0])
     assert float(changed.median()) == 1.0
+
+
+def test_what_deviates_is_no_longer_held_to_what_is_usual() -> None:
+    mean, spread = torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
+    wider = Usual(mean, spread).around(torch.tensor([[0.0, 1.0, 100.0]]).double()).spread[0]
+    assert wider[:2].tolist() == [1.0, 1.0]
+    assert float(wider[2]) > 30
