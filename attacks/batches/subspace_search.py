@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
+from torch.func import jvp, vmap
 
 from attacks.batches.row_spaces import RowSpace
 from attacks.gradients.layer_calls import LayerCalls
@@ -32,6 +32,13 @@ MARGIN = 4.0
 DOUBTFUL = 10.0
 """A point is no record if it lies outside of the row spaces by more than so many times what noise
 explains. True records do so by about five, where weak companions of theirs are drowned in noise."""
+
+
+SETTLED = 1e-6
+"""A step that lowers the cost by a smaller share of it gained nothing."""
+
+PATIENCE = 4
+"""A point is left alone after so many such steps in a row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +105,14 @@ class Inputs:
 
     def derivatives(self, points: Tensor) -> list[Tensor]:
         """Each layer's (N, K, n) derivatives of its inputs by the points (N, K)."""
-        count, width = points.shape
-        directions = torch.eye(width, dtype=points.dtype, device=points.device)
-        with forward_mode.dual_level():
-            dual = forward_mode.make_dual(
-                points.repeat_interleave(width, dim=0), directions.repeat(count, 1)
-            )
-            tangents = [forward_mode.unpack_dual(x).tangent for x in self._run(dual)]
-        return [t.detach().cpu().double().reshape(count, width, -1) for t in tangents]
+
+        def along(direction: Tensor) -> list[Tensor]:
+            return jvp(self._run, (points,), (direction.expand_as(points),))[1]
+
+        # Only the changes differ from one coordinate to the next; values are computed once.
+        directions = torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
+        changes = vmap(along, randomness="same")(directions)
+        return [change.detach().cpu().double().movedim(0, 1) for change in changes]
 
     def _run(self, points: Tensor) -> list[Tensor]:
         like = next(iter(self.observation.parameters.values()))
@@ -123,31 +130,51 @@ def search(
 
     The cost is minus twice the log posterior, up to a constant.
     """
-    width = points.shape[1]
+    points = points.clone()
     damping = torch.full(points.shape[:1], 1e-2, dtype=torch.float64)
+    idle = torch.zeros(len(points), dtype=torch.long)
     found = inputs.at(points)
     cost = _cost(found, points, spaces)
     for _ in range(iterations):
-        slope = points.clone()
-        bend = torch.eye(width, dtype=torch.float64).repeat(len(points), 1, 1)
-        for x, dx, space in zip(found, inputs.derivatives(points), spaces, strict=True):
-            pulled = dx @ space.metric[:-1]
-            slope = slope + (pulled @ space.full(x)[:, :, None])[:, :, 0]
-            bend = bend + pulled[:, :, :-1] @ dx.mT
-        values, vectors = torch.linalg.eigh(bend)
-        # The metric may bend downwards; steps must not go uphill there.
-        values = values.abs()
-        stiff = values + (damping * values.mean(dim=1))[:, None]
-        step = (vectors @ ((vectors.mT @ slope[:, :, None]) / stiff[:, :, None]))[:, :, 0]
-        tried = points - step
+        moving = (idle < PATIENCE).nonzero()[:, 0]
+        if len(moving) == 0:
+            break
+        tried = points[moving] - _steps(
+            points[moving], [x[moving] for x in found], damping[moving], spaces, inputs
+        )
         moved = inputs.at(tried)
         after = _cost(moved, tried, spaces)
-        better = after < cost
-        points = torch.where(better[:, None], tried, points)
-        found = [torch.where(better[:, None], a, b) for a, b in zip(moved, found, strict=True)]
-        cost = torch.where(better, after, cost)
-        damping = torch.where(better, 0.2 * damping, 5 * damping).clamp(1e-10, 1e4)
+        gain = cost[moving] - after
+        idle[moving] = torch.where(gain > SETTLED * cost[moving].abs(), 0, idle[moving] + 1)
+        better = gain > 0
+        kept = moving[better]
+        points[kept], cost[kept] = tried[better], after[better]
+        for x, new in zip(found, moved, strict=True):
+            x[kept] = new[better]
+        changed = torch.where(better, 0.2, 5.0) * damping[moving]
+        damping[moving] = changed.clamp(1e-10, 1e4)
     return points, cost
+
+
+def _steps(
+    points: Tensor,
+    found: Sequence[Tensor],
+    damping: Tensor,
+    spaces: Sequence[RowSpace],
+    inputs: Inputs,
+) -> Tensor:
+    """Levenberg-Marquardt steps (N, K) that are to be subtracted from the points (N, K)."""
+    slope = points.clone()
+    bend = torch.eye(points.shape[1], dtype=torch.float64).repeat(len(points), 1, 1)
+    for x, dx, space in zip(found, inputs.derivatives(points), spaces, strict=True):
+        pulled = dx @ space.metric[:-1]
+        slope = slope + (pulled @ space.full(x)[:, :, None])[:, :, 0]
+        bend = bend + pulled[:, :, :-1] @ dx.mT
+    values, vectors = torch.linalg.eigh(bend)
+    # The metric may bend downwards; steps must not go uphill there.
+    values = values.abs()
+    stiff = values + (damping * values.mean(dim=1))[:, None]
+    return (vectors @ ((vectors.mT @ slope[:, :, None]) / stiff[:, :, None]))[:, :, 0]
 
 
 def choose(found: Sequence[Tensor], spaces: Sequence[RowSpace], count: int) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -35,5 +36,5 @@ class LayerCalls:
             handle.remove()
 
     def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.requires_grad:
+        if torch.is_grad_enabled():
             self.calls.append((module, inputs[0], output))
