@@ -77,7 +77,6 @@ class PixelKnowledge:
         outputs = heard.features.reshape(-1, *layers[-1].outputs)
         distance = torch.cdist(outputs.flatten(1), problem.features[-1].flatten(1).double())
         index = distance.argmin(dim=1)
-        images = problem.known if len(problem.known) else problem.average[None]
         received = received_layers(problem, observation)
         known = cls(
             problem=problem,
@@ -90,7 +89,7 @@ class PixelKnowledge:
             certain=torch.ones(layers[-1].outputs[0], dtype=torch.bool),
             deltas=heard.deltas.reshape(outputs.shape),
             features=outputs,
-            images=images[index],
+            images=problem.likely[index],
             guesses=tuple(f[index].double() for f in problem.features),
             alone=True,
         )
@@ -195,11 +194,10 @@ class PixelKnowledge:
     def seen(self, level: int) -> SeenBefore:
         """What the samples tell of a layer's inputs, from the outputs that are known."""
         problem = self.problem
-        images = problem.known if len(problem.known) else problem.average[None]
         return seen_before(
             problem.layers[level : self.depth],
             self.outputs,
-            problem.features[level - 1].double() if level else images.double(),
+            problem.features[level - 1].double() if level else problem.likely.double(),
             problem.features[self.depth - 1].double(),
         )
 

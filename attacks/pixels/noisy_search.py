@@ -62,8 +62,7 @@ def images_under_noise(
     """Images (b, C, H, W) in [0, 1] of the records whose features are heard."""
     generator = torch.Generator().manual_seed(seed)
     received = received_layers(problem, observation)
-    samples = problem.known if len(problem.known) else problem.average[None]
-    before = [Usual.of(z.double()) for z in outputs_of(problem.layers, samples)]
+    before = [Usual.of(z.double()) for z in outputs_of(problem.layers, problem.likely)]
     outputs = heard.features.reshape(-1, *problem.layers[-1].outputs)
     std = heard.std[:, None, None, None].expand_as(outputs)
     spread = Usual.of(problem.features[-1].double()).spread

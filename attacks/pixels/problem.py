@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,6 @@ class PixelProblem:
         low, high: what 0 and 1 stand for in a state.
         average: (C, H, W) the prior's mean image.
         known: (n, C, H, W) the prior's samples, maybe none.
-        features: of ``known``, or of ``average`` without any, by layer.
         grey: whether pixels are one of 256 levels.
     """
 
@@ -40,7 +40,6 @@ class PixelProblem:
     high: float
     average: Tensor
     known: Tensor
-    features: tuple[Tensor, ...]
     grey: bool
 
     @classmethod
@@ -69,9 +68,17 @@ class PixelProblem:
         grey = template.state_dtype == torch.uint8 or (
             bool(len(seen)) and float((levels - levels.round()).abs().max()) < 1e-2
         )
-        compared = seen if len(seen) else images[:1]
-        features = tuple(features_of(layers, compared))
-        return cls(chain, layers, low, high, average, seen, features, grey)
+        return cls(chain, layers, low, high, average, seen, grey)
+
+    @property
+    def likely(self) -> Tensor:
+        """Images (n, C, H, W) that records are like: the prior's samples, or their mean."""
+        return self.known if len(self.known) else self.average[None]
+
+    @cached_property
+    def features(self) -> tuple[Tensor, ...]:
+        """Activations of the ``likely`` images, (n, *outputs) by layer."""
+        return tuple(features_of(self.layers, self.likely))
 
     @property
     def scaling(self) -> tuple[float, float]:
