@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import gymnasium as gym
 import numpy as np
@@ -88,6 +89,24 @@ def baseline_returns(
         returns += result.returns
         lengths += result.lengths
     return returns, lengths
+
+
+@cache
+def baseline_means(
+    env: str, observation: str, seed: int, episodes: int, together: int
+) -> tuple[float, float]:
+    """Mean returns of the random and of the zero-action policy over ``episodes`` (at least).
+
+    ``together`` are played at a time. All cells of a seed share them: a process takes them once.
+    """
+    envs = [make_environment(env, observation) for _ in range(together)]
+    random, zero = (
+        float(np.mean(baseline_returns(envs, seed, policy, episodes)[0]))
+        for policy in ("random", "zero")
+    )
+    for one in envs:
+        one.close()
+    return random, zero
 
 
 def baseline_episodes(

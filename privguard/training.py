@@ -20,7 +20,7 @@ from privguard.environments import (
     make_environment,
     make_learning_environment,
 )
-from privguard.evaluation import baseline_returns, evaluate, evaluation_seeds
+from privguard.evaluation import baseline_means, evaluate, evaluation_seeds
 from privguard.federation import Federation, Server
 from privguard.records import Evaluation, ReleaseKind
 from privguard.replay import Replay, ReplayShapes
@@ -90,13 +90,10 @@ class CellTraining:
 
     def baselines(self) -> tuple[float, float]:
         """Mean returns of the random and of the zero-action policy."""
-        envs, seed = self.evaluation_envs, self.cell.seed
-        episodes = self.cell.budget.baseline_episodes
-        random, zero = (
-            float(np.mean(baseline_returns(envs, seed, policy, episodes)[0]))
-            for policy in ("random", "zero")
+        cell, budget = self.cell, self.cell.budget
+        return baseline_means(
+            cell.env, cell.observation, cell.seed, budget.baseline_episodes, budget.episodes
         )
-        return random, zero
 
     def run(
         self,
