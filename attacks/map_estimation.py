@@ -46,9 +46,9 @@ class MAP(Attack):
         draws: in each round.
         crowd: records of a release beyond which its search is a few plain steps: their cost grows
             with the square of the records, and in what was measured more of them found no more.
-        unknowns: of a release, at most: a step takes their cube, and with Ant's minibatches of 64
-            records, 2,304 unknowns, 13 of 15 searches never left the known records that they began
-            from, which match some true ones whatever was sent; the others ended further away.
+        unknowns: of a release, at most: a step takes their cube, and Ant's minibatches of 64
+            records, with 2,304 unknowns, it does not read: ``tests/benchmarks/map_minibatches.py``
+            shows the known records that the search begins from as near to the true ones as its end.
         chains, steps: of the random walk that gives the mean, steps for each coordinate of a
             record.
         widths: of the smoothed networks, in the unit of the pre-activations; where the first is
