@@ -42,6 +42,8 @@ class LeakedRecord:
     true_state: Array
     """(*state_shape)."""
     state: Array
+    mean_state: Array
+    """Of other records of the environment: what a guess without the gradient looks like."""
     points: list[Point]
     """(true, reconstructed) coordinates in standard deviations from the mean."""
 
@@ -132,6 +134,7 @@ def leaked_records(examples: Examples) -> tuple[LeakedRecord, ...]:
                     records=None if examples.records is None else examples.records[number],
                     true_state=target.true_state[row],
                     state=target.state[row],
+                    mean_state=examples.state_mean.reshape(target.state[row].shape),
                     points=_points(target, int(row), examples),
                 )
             )

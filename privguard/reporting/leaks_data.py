@@ -37,6 +37,10 @@ def leaks_data(
         uri = f"data:image/webp;base64,{base64.b64encode(drawn).decode()}"
         return pictures.setdefault(uri, len(pictures))
 
+    def clearness(one: LeakedRecord, found: Any) -> float | None:
+        """In dB; of vectors there is none."""
+        return rounded("", psnr(one.true_state, found)) if is_stack(one.true_state) else None
+
     def record(one: LeakedRecord, batch_size: int | None) -> Json:
         return {
             "target": one.target,
@@ -45,10 +49,8 @@ def leaks_data(
             "of": one.records or (1 if batch_size == 1 else None),
             "points": one.points,
             "pictures": [place(one.true_state), place(one.state)],
-            # In dB; of vectors there is none.
-            "psnr": rounded("", psnr(one.true_state, one.state))
-            if is_stack(one.true_state)
-            else None,
+            "psnr": clearness(one, one.state),
+            "mean_psnr": clearness(one, one.mean_state),
         }
 
     found = {

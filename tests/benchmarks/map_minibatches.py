@@ -34,7 +34,10 @@ def main(
     """Prints one line a minibatch."""
     torch.set_num_threads(1)
     store = Store.open(directory)
-    spec, _ = store.sweep()
+    recorded = store.sweep()
+    if recorded is None:
+        raise typer.BadParameter(f"{directory}: holds no sweep")
+    spec, _ = recorded
     print(
         f"{'defence':<24} {'records':>7} {'guess':>6}   searched   (error)   start alone   (error)"
     )

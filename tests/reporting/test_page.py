@@ -277,6 +277,7 @@ def test_frames_need_no_display(tmp_path):
     image = Image.open(io.BytesIO(base64.b64decode(frame.partition(",")[2])))
     assert image.size == (30, 20)
     assert [record["psnr"] for record in leak["records"]] == [pytest.approx(56.09, abs=0.01), None]
+    assert {record["mean_psnr"] for record in leak["records"]} == {11.1411}
     assert np.asarray(image.convert("L"))[[5, 15], 15].tolist() == pytest.approx([200, 0], abs=3)
 
 

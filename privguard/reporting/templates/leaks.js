@@ -60,11 +60,11 @@ function foundText(points) {
 }
 
 // What a picture shows: of frames how clear it is, else how many coordinates are found.
-function pictureText(record, row) {
+function pictureText(record) {
   if (record.pictures[1] === null && !record.points.length) return "nothing reconstructed";
   if (record.psnr === null) return foundText(record.points);
   if (record.psnr >= EXACT_PSNR) return "every pixel exact";
-  return `PSNR ${record.psnr.toFixed(1)} dB${row.psnr_prior === null ? "" : ` (guessing: ${row.psnr_prior.toFixed(1)})`}`;
+  return `PSNR ${record.psnr.toFixed(1)} dB (mean frame: ${record.mean_psnr.toFixed(1)})`;
 }
 
 function originText(record) {
@@ -108,14 +108,14 @@ function drawPictures() {
       }
       last = truth;
       tiles.append(tile(answer, `read by ${attack}${several && leak.strongest ? ", the strongest" : ""}`,
-        `State reconstructed by ${attack} under ${levelName(row)}: ${pictureText(record, data.rows[leak.row])}`,
-        several ? pictureText(record, data.rows[leak.row]) : ""));
+        `State reconstructed by ${attack} under ${levelName(row)}: ${pictureText(record)}`,
+        several ? pictureText(record) : ""));
     }
     box.append(tiles);
     if (!several) {
       const record = recordOf(leaks[0]);
       box.append(Object.assign(document.createElement("p"), {
-        textContent: `${pictureText(record, row)}; ${originText(record)}` }));
+        textContent: `${pictureText(record)}; ${originText(record)}` }));
     }
   });
 }
