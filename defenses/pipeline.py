@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -46,7 +47,7 @@ class Defense:
         """How a client must draw its minibatch."""
         return "uniform" if self.per_sample is None else self.per_sample.sampling
 
-    @property
+    @cached_property
     def additive(self) -> bool:
         """Whether the clients' mean can be drawn from the summed gradient alone."""
         return self.aggregation is None and all(
