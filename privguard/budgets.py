@@ -114,7 +114,7 @@ def _pixel_budget(name: BudgetName) -> Budget:
         warmup_steps=40 if smoke else 500,
         evaluations=1 if smoke else 10,
         final_evaluations=1 if smoke else 3,
-        episodes=1 if smoke else 2,
+        episodes=1 if smoke else 5,
         curve_episodes=1,
         baseline_episodes=1 if smoke else 4,
         captures=(1.0,) if smoke else (0.0, 1.0),
