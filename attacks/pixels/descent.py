@@ -21,18 +21,23 @@ FAINT = 0.1
 """Loudness of a record, relative to the loudest, below which it has to wait for the others."""
 
 
-def descend(known: PixelKnowledge) -> PixelKnowledge:
-    """Down to the lowest layer whose outputs can be solved for, maybe with fewer records."""
+def descend(known: PixelKnowledge) -> list[PixelKnowledge]:
+    """What is known at ``known``, then one layer further down each, maybe with fewer records.
+
+    The last is at the lowest layer whose outputs can be solved for.
+    """
+    path = [known]
     while known.depth > 1 and known.alone:
         solved = _solve(known)
         chosen = solved.errors <= EXACT
         if not bool(chosen.any()):
-            return known
+            break
         if not solved.exact:
             loudness = known.deltas.flatten(1).norm(dim=1) * chosen
             chosen &= loudness >= FAINT * loudness.max()
         known = known.below(solved.inputs, settle=bool(chosen.all())).among(chosen)
-    return known
+        path.append(known)
+    return path
 
 
 def contradictions(known: PixelKnowledge) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ NEARLY = 2e-3
 
 PASS = 5 * ROUND
 """Iterations before records that are found are held, and what they leave open is solved anew."""
+
+CONTRADICTED = 5e-3
+"""Relative misfit to the first layer's equations that a search is left with if some are wrong."""
 
 PROGRESS = 0.7
 """Share of a record's misfit to its features that a search worth continuing leaves at most."""
@@ -78,41 +82,58 @@ def solve_pixels(
     return Pixels(problem.states(images), actions, tuple(notes))
 
 
+class Found(NamedTuple):
+    """Images (b, C, H, W) in [0, 1], whether they explain all that is known, and iterations."""
+
+    images: Tensor
+    explained: bool
+    iterations: int
+
+
 def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     """Images (b, C, H, W) in [0, 1] without noise, and whether they explain all that is known.
 
     Records whose images reproduce their features are taken out of the gradients, which leaves the
-    others fewer unknowns. Searches that bring none of them nearer take turns between the lowest
-    outputs that are known and the features, with ever more doubt about what others add.
+    others fewer unknowns. A search that brings none of them nearer is followed by one from a layer
+    further up, since what was solved for below may be wrong, and the one from the features by the
+    lowest layer again, with ever more doubt about what others add.
     """
     images, rest = known.images, known
     settled = torch.zeros(len(images), dtype=torch.bool)
-    deep, from_rest, spent = descend(rest).doubting(TRUST), False, 0
+    path, spent = _path(rest, TRUST), 0
+    level = len(path) - 1
     while spent < iterations:
-        sure = deep.alone and deep.depth == 1
-        tried = rest if from_rest and not sure else deep
+        tried = path[level]
+        sure = tried.alone and tried.depth == 1
         tried = tried.guessing(images[tried.records])
-        steps = iterations - spent if sure else min(PASS, iterations - spent)
-        found, done = _search(tried, steps)
-        before, misfit = tried.reproduced(tried.images), tried.reproduced(found)
+        found = _search(tried, iterations - spent if sure else min(PASS, iterations - spent))
+        before, misfit = tried.reproduced(tried.images), tried.reproduced(found.images)
         nearer = misfit < before
-        images = images.index_copy(0, tried.records[nearer], found[nearer])
-        if done and tried.alone:
-            return images.index_copy(0, tried.records, found), True
+        images = images.index_copy(0, tried.records[nearer], found.images[nearer])
+        if found.explained and tried.alone:
+            return images.index_copy(0, tried.records, found.images), True
         settled = settled.index_fill(0, tried.records[misfit <= REPRODUCED], True)
         if bool(settled.all()):
             return images, True
         if bool(settled[rest.records].any()):
             rest = known.guessing(images).among(~settled)
-            deep, from_rest, spent = descend(rest).doubting(TRUST), False, 0
+            path, spent = _path(rest, TRUST), 0
+            level = len(path) - 1
         elif not bool((misfit < PROGRESS * before).any()):
-            deep = deep if from_rest else deep.doubting(DOUBT)
-            from_rest, spent = not from_rest, spent + steps
+            if level == 0:
+                path = [rest, *(form.doubting(DOUBT) for form in path[1:])]
+            level, spent = (level - 1) % len(path), spent + found.iterations
     return images, False
 
 
-def _search(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
-    """Images (b, C, H, W) in [0, 1], and whether they explain all that is known."""
+def _path(rest: PixelKnowledge, doubt: float) -> list[PixelKnowledge]:
+    """From what is left of a release down to its lowest layer that can be solved for."""
+    first, *further = descend(rest)
+    return [first, *(form.doubting(doubt) for form in further)]
+
+
+def _search(known: PixelKnowledge, iterations: int) -> Found:
+    """Up to so many iterations, or until the pixels contradict the equations for good."""
     problem, start = known.problem, known.images
     prior = SparsePrior.of(problem.known, problem.average, robust=True)
     settled = known.depth == 1
@@ -122,7 +143,8 @@ def _search(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     search = SparseSearch(prior, start, free)
     damping, best = FIRST_DAMPING, math.inf
     kept = problem.rounded(start)
-    for spent in range(0, iterations, ROUND):
+    spent = 0
+    while spent < iterations:
         if not settled or spent == 0:
             images = problem.rounded(search.images)
             linear = linearise(known, images)
@@ -139,21 +161,26 @@ def _search(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
         def done(images: Tensor, equations: PixelEquations = equations) -> bool:
             return explains(known, problem.rounded(images), equations)
 
+        steps = min(ROUND, iterations - spent)
         found = None
-        if search.run(equations, min(ROUND, iterations - spent), done):
+        if search.run(equations, steps, done):
             found = problem.rounded(search.images)
         elif problem.grey:
             guess = settle_levels(search.images, equations, LEVELS)
             found = guess if explains(known, guess, equations) else None
+        spent += steps
         if found is not None:
             polished = problem.grey and known.alone
-            return polish_levels(found, equations, LEVELS) if polished else found, True
+            found = polish_levels(found, equations, LEVELS) if polished else found
+            return Found(found, True, spent)
+        if settled and spent == PASS and equations.misfit(search.images) > CONTRADICTED:
+            break
     images = problem.rounded(search.images)
     if not settled and linearise(known, images).unexplained > best:
         images = kept
     if problem.grey:
         images = torch.cat([_corrected(known.only(i), images[[i]]) for i in range(len(images))])
-    return images, False
+    return Found(images, False, spent)
 
 
 def _corrected(known: PixelKnowledge, images: Tensor) -> Tensor:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from attacks import Channel, Observation, Prior, Template, Transitions, get_attack
+from attacks.pixels import search
+from attacks.pixels.conv_chains import find_chain
+from attacks.pixels.conv_features import hear_features
+from attacks.pixels.descent import descend
+from attacks.pixels.knowledge import PixelKnowledge
+from attacks.pixels.problem import PixelProblem
 from privguard.agents import Agent, make_agent
 from privguard.environments import environment_spec, make_environment
 from privguard.recipes import agent_settings
@@ -105,6 +113,33 @@ def test_a_faint_record_does_not_keep_its_batch_from_being_exact() -> None:
     truth = screen.z.state[torch.tensor(rows[1:])].float().flatten(1)
     found = answer.transitions.state.round().flatten(1)
     assert torch.equal(found[torch.cdist(truth, found).argmin(dim=1)], truth)
+
+
+def test_a_layer_solved_for_wrongly_is_noticed_and_the_one_above_searched_from(
+    pong: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observation = pong.observe([110])
+    chain, _ = find_chain(observation)
+    assert chain is not None
+    problem = PixelProblem.of(observation, chain, pong.prior)
+    heard = hear_features(observation, chain, problem.features[-1].flatten(1), seed=0)
+    known = PixelKnowledge.of(problem, observation, heard)
+
+    def descend_wrongly(start: PixelKnowledge) -> list[PixelKnowledge]:
+        *path, last = descend(start)
+        generator = torch.Generator().manual_seed(0)
+        errors = torch.rand(last.outputs.shape, generator=generator)
+        return [*path, replace(last, outputs=last.outputs * (1 + errors))]
+
+    wrong = descend_wrongly(known)[-1]
+    assert wrong.depth == 1
+    gave_up = search._search(wrong, 1000)
+    assert not gave_up.explained
+    assert gave_up.iterations == search.PASS
+    monkeypatch.setattr(search, "descend", descend_wrongly)
+    images, explained = search._settle(known, 1000)
+    assert explained
+    assert torch.equal(problem.states(images)[0], pong.z.state[110].float())
 
 
 def test_records_that_the_dense_layers_cannot_tell_apart_share_one_answer() -> None:
