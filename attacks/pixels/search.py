@@ -100,7 +100,7 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     """
     images, rest = known.images, known
     settled = torch.zeros(len(images), dtype=torch.bool)
-    path, spent = _path(rest, TRUST), 0
+    path, spent = _path(rest), 0
     level = len(path) - 1
     while spent < iterations:
         tried = path[level]
@@ -117,7 +117,7 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
             return images, True
         if bool(settled[rest.records].any()):
             rest = known.guessing(images).among(~settled)
-            path, spent = _path(rest, TRUST), 0
+            path, spent = _path(rest), 0
             level = len(path) - 1
         elif not bool((misfit < PROGRESS * before).any()):
             if level == 0:
@@ -126,10 +126,10 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     return images, False
 
 
-def _path(rest: PixelKnowledge, doubt: float) -> list[PixelKnowledge]:
+def _path(rest: PixelKnowledge) -> list[PixelKnowledge]:
     """From what is left of a release down to its lowest layer that can be solved for."""
     first, *further = descend(rest)
-    return [first, *(form.doubting(doubt) for form in further)]
+    return [first, *(form.doubting(TRUST) for form in further)]
 
 
 def _search(known: PixelKnowledge, iterations: int) -> Found:
