@@ -109,7 +109,7 @@ def _diagonal_of_inverse(information: Tensor) -> Tensor:
     if bool(failed.any()):
         # Rounding leaves the information of a nearly exact release indefinite.
         return torch.linalg.inv(information).diagonal(dim1=1, dim2=2)
-    # LAPACK's inverse of a triangle takes a third of the time of solving for every unit vector.
+    # LAPACK's inverse of a triangle takes about half the time of solving for every unit vector.
     inverses = [torch.from_numpy(dtrtri(one.numpy(), lower=True)[0]) for one in factor]
     return torch.stack([inverse.square().sum(dim=0) for inverse in inverses])
 
