@@ -38,9 +38,11 @@ class EnvironmentSpec:
     """Keyword arguments of ``gymnasium.make``."""
     observations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Other observations on offer: name -> keyword arguments that replace ``options``."""
-    clip_norm: float = 1.0
-    """What dp-sgd clips a sample's gradient to in a sweep that names no defence; a public constant.
-    Rare large TD errors, such as those of a fall, must keep their weight."""
+    grids: Mapping[str, str] = field(default_factory=dict)
+    """What a defence's bare name stands for in a sweep, where its own grid does not suit the
+    gradients: levels, and public constants such as dp-sgd's clipping norm."""
+    frame_grids: Mapping[str, str] = field(default_factory=dict)
+    """The same for the gradients of convolutional networks."""
     one_hot: bool = False
     """Discrete observations become one-hot vectors (float32)."""
     centre: tuple[float, ...] = ()
@@ -53,6 +55,20 @@ class EnvironmentSpec:
         """Whether states are stacked grey frames."""
         return self.family != "gymnasium" and observation == "default"
 
+    def sweep_grids(self, observation: str) -> Mapping[str, str]:
+        """What bare names of defences stand for in a sweep with this observation."""
+        return self.frame_grids if self.pixels(observation) else self.grids
+
+
+# 1.7 million coordinates share a norm of 0.01 to 1, and so are hundreds of times smaller than those
+# of the dense networks that the defences' own grids are for. In a sweep of Pong their root mean
+# square was 1e-5 to 8e-5, and noise as large as that, a variance of 1e-9, hid every frame; at a
+# thousandth of it they are read nearly to the last pixel.
+_ATARI_GRIDS = {
+    "gaussian": "gaussian=1e-14,1e-12,1e-10,1e-8,1e-5",
+    "dp-sgd": "dp-sgd=1e-7,1e-5,1e-3,0.1",
+}
+
 
 def _atari(
     name: str, gym_id: str, summary: str, ram: tuple[int, ...] = (), fire: int | None = None
@@ -64,6 +80,7 @@ def _atari(
         f"Atari, {summary}; 84x84x4 grey frames, or --obs ram",
         family="atari",
         observations={"ram": {}},
+        frame_grids=_ATARI_GRIDS,
         ram=ram,
         fire=fire,
     )
@@ -80,7 +97,9 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
             "reward_forward",
             options={"include_cfrc_ext_in_observation": False},
             observations={"contact": {"include_cfrc_ext_in_observation": True}},
-            clip_norm=1000.0,
+            # Rare large TD errors, such as those of a fall, must keep their weight; the last of
+            # these levels leaves neither leakage nor gait.
+            grids={"dp-sgd": "dp-sgd=0.0003,0.001,0.003,0.03@clip=1000"},
             # Height, orientation, hips and ankles; then their velocities.
             centre=(0.46, 0, 0, 0, 0, 0, 0.87, 0, -0.87, 0, -0.87, 0, 0.87),
             unit=(0.22, *[0.44] * 4, *[0.41, 0.28] * 4, *[0.64] * 3, *[1.5] * 3, *[4.3] * 8),
@@ -109,6 +128,11 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
             "dqn",
             "Box2D racing, five actions, 84x84x4 grey frames",
             family="car racing",
+            # Gradients' norms are 4 to 22 once it drives. Clipped to 1, it never learns to.
+            frame_grids={
+                "gaussian": "gaussian=1e-10,1e-8,1e-6,1e-4,1e-2",
+                "dp-sgd": "dp-sgd=1e-6,1e-5,1e-4,1e-3@clip=30",
+            },
         ),
     )
 }

@@ -3,70 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import defenses
 from defenses.registry import DefenseInfo, get_defense_info
 from privguard.spec import DefenseGrid, defense_text
 
-FRAME_GRIDS = {
-    "gaussian": "gaussian=1e-14,1e-12,1e-10,1e-8,1e-5",
-    "dp-sgd": "dp-sgd=1e-7,1e-5,1e-3,0.1",
-}
-"""Levels of noise on a convolutional network's gradients, by the defence's bare name.
-
-1.7 million coordinates share a norm of 0.01 to 1, and so are hundreds of times smaller than those
-of the dense networks that the defences' own grids are for: there the weakest noise already has
-30,000 times the gradient's power (Pong, probes after 20 rounds: norm 0.02, noise 4). In a sweep of
-Pong their root mean square was 1e-5 to 8e-5, and noise as large as that, a variance of 1e-9, hid
-every frame; at a thousandth of it they are read nearly to the last pixel.
-"""
+_NONE = DefenseGrid(template="none", levels=())
 
 
 def default_grids(
-    clients: int, local_steps: int = 1, clip_norm: float = 1.0, *, frames: bool = False
+    clients: int, local_steps: int = 1, own: Mapping[str, str] | None = None
 ) -> list[DefenseGrid]:
-    """Every defence of a default sweep on its own grid, the undefended control first.
+    """Every defence of a default sweep on its grid, the undefended control first.
 
-    With several local steps those that act on single samples are left out. ``clip_norm`` is
-    ``dp-sgd``'s; one that is not the usual 1 is so large that it hardly clips, and noise in
-    proportion to it hides more at the same multiplier: there the last level tells nothing new (on
-    Ant the one before leaves neither leakage nor gait). With ``frames`` noise is that of
-    ``FRAME_GRIDS``.
+    With several local steps those that act on single samples are left out. ``own`` are the
+    environment's grids, by the defence's bare name.
     """
     names = [
         name
         for name, info in defenses.available_defenses().items()
         if info.in_default_sweep and (local_steps == 1 or info.stage != "per-sample")
     ]
-    grids = [_grid(name, clients, frames) for name in names]
-    if clip_norm != 1.0:
-        grids = [
-            DefenseGrid(template=f"{grid.template}@clip={clip_norm:g}", levels=grid.levels[:-1])
-            if grid.template == "dp-sgd={level}"
-            else grid
-            for grid in grids
-        ]
-    return [DefenseGrid(template="none", levels=()), *grids]
+    return chosen_grids(names, clients, own)
 
 
 def chosen_grids(
-    texts: Sequence[str],
-    clients: int,
-    local_steps: int = 1,
-    clip_norm: float = 1.0,
-    *,
-    frames: bool = False,
+    texts: Sequence[str], clients: int, own: Mapping[str, str] | None = None
 ) -> list[DefenseGrid]:
-    """The grids that the user named; without any, all of them. The control is always included.
+    """The grids that the user named, the undefended control first.
+
+    A bare name stands for the environment's ``own`` grid of it, if there is one.
 
     Raises:
         defenses.DefenseError: one line that says which defence is wrong and what is allowed.
     """
-    if not texts:
-        return default_grids(clients, local_steps, clip_norm, frames=frames)
-    grids = [_grid(text, clients, frames) for text in texts if text.strip() != "none"]
-    return [DefenseGrid(template="none", levels=()), *grids]
+    own = own or {}
+    named = [own.get(text.strip(), text) for text in texts if text.strip() != "none"]
+    return [_NONE, *(parse_grid(text, clients) for text in named)]
 
 
 def parse_grid(text: str, clients: int) -> DefenseGrid:
@@ -128,10 +102,6 @@ def swept_stage(template: str) -> DefenseInfo | None:
         if "={level}" in stage:
             return get_defense_info(stage.split("=")[0])
     return None
-
-
-def _grid(text: str, clients: int, frames: bool) -> DefenseGrid:
-    return parse_grid(FRAME_GRIDS.get(text.strip(), text) if frames else text, clients)
 
 
 def _split_stage(stage: str) -> tuple[str, str | None, str]:

@@ -134,9 +134,8 @@ def sweep_command_line(spec: SweepSpec, directory: Path, *options: str) -> str:
 
     words = ["privguard", "sweep", "--env", spec.env]
     grids = coarse(spec).defenses
-    env = environment_spec(spec.env)
-    frames = env.pixels(spec.observation)
-    if list(grids) != default_grids(spec.clients, spec.local_steps, env.clip_norm, frames=frames):
+    own = environment_spec(spec.env).sweep_grids(spec.observation)
+    if list(grids) != default_grids(spec.clients, spec.local_steps, own):
         named = [grid for grid in grids if grid.template != "none"]
         for grid in named:
             words += ["--defense", grid_text(grid)]

@@ -58,12 +58,14 @@ def make_spec(
         name = budget_by_name(budget_name)
         granted = chosen_knowledge(knowledge, prior_fraction)
         with plugins():
-            from privguard.grids import chosen_grids
+            from privguard.grids import chosen_grids, default_grids
 
             texts = calibrated_defenses(defenses, env, name, batch_size, observation)
-            played = environment_spec(env)
-            grids = chosen_grids(
-                texts, clients, local_steps, played.clip_norm, frames=played.pixels(observation)
+            own = environment_spec(env).sweep_grids(observation)
+            grids = (
+                chosen_grids(texts, clients, own)
+                if texts
+                else default_grids(clients, local_steps, own)
             )
         spec = SweepSpec(
             env=env,

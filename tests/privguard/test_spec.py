@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import defenses
+from privguard.environments import ENVIRONMENTS
 from privguard.grids import chosen_grids, default_grids, parse_grid
 from privguard.spec import RECIPE_VERSION, CellSpec, DefenseGrid, SweepSpec, format_level
 from tests.privguard.tiny import tiny_cell
@@ -135,22 +137,43 @@ def test_defences_of_single_samples_are_no_default_with_local_steps() -> None:
     assert names == default_names() - {"dp-sgd"} | {"none"}
 
 
-def test_the_default_sweep_clips_to_what_suits_the_environment() -> None:
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_what_bare_names_stand_for_is_a_grid_of_that_defence(env: str) -> None:
+    for observation in ("default", "ram"):
+        own = ENVIRONMENTS[env].sweep_grids(observation)
+        for name, text in own.items():
+            grid = parse_grid(text, clients=4)
+            assert grid.template.startswith(f"{name}={{level}}")
+            assert list(grid.levels) == sorted(grid.levels)
+            assert len(grid.levels) > 2
+
+
+def test_the_default_sweep_visits_the_levels_that_suit_the_environment() -> None:
     usual = {grid.template: grid.levels for grid in default_grids(clients=4)}
-    wide = {grid.template: grid.levels for grid in default_grids(clients=4, clip_norm=100.0)}
-    assert wide.pop("dp-sgd={level}@clip=100") == usual.pop("dp-sgd={level}")[:-1]
-    assert wide == usual
+    ant = {grid.template: grid.levels for grid in default_grids(4, own=grids_of("ant"))}
+    assert ant.pop("dp-sgd={level}@clip=1000") == usual.pop("dp-sgd={level}")[:-1]
+    assert ant == usual
 
 
 def test_frames_have_their_own_levels_of_noise() -> None:
     dense = {grid.template: grid.levels for grid in default_grids(clients=4)}
-    frames = {grid.template: grid.levels for grid in default_grids(clients=4, frames=True)}
+    frames = {grid.template: grid.levels for grid in default_grids(4, own=grids_of("pong"))}
     assert dense.keys() == frames.keys()
     noisy = {"gaussian={level}", "dp-sgd={level}"}
     assert {name for name in dense if dense[name] != frames[name]} == noisy
     assert all(min(frames[name]) < min(dense[name]) for name in noisy)
-    (_, named, given) = chosen_grids(["gaussian", "dp-sgd=0.1"], 4, frames=True)
-    assert (named.levels, given.levels) == (frames["gaussian={level}"], (0.1,))
+    assert not ENVIRONMENTS["pong"].sweep_grids("ram")
+
+
+def test_a_bare_name_stands_for_the_environments_grid_and_levels_for_themselves() -> None:
+    own = grids_of("carracing")
+    (_, bare, given) = chosen_grids(["dp-sgd", "dp-sgd=0.1"], 4, own)
+    assert bare == parse_grid(own["dp-sgd"], 4)
+    assert (given.template, given.levels) == ("dp-sgd={level}", (0.1,))
+
+
+def grids_of(env: str) -> Mapping[str, str]:
+    return ENVIRONMENTS[env].sweep_grids("default")
 
 
 def test_the_control_is_always_there() -> None:
