@@ -13,6 +13,7 @@ from attacks.observation import Observation
 from attacks.pixels.active_units import settle_active
 from attacks.pixels.conv_equations import GradientEquations
 from attacks.pixels.conv_features import HeardFeatures
+from attacks.pixels.like_places import averaged
 from attacks.pixels.problem import PixelProblem, features_of
 from attacks.pixels.received_layers import received_layers
 from attacks.pixels.sparse_features import SeenBefore, seen_before
@@ -171,8 +172,11 @@ class PixelKnowledge:
 
     def only(self, index: int) -> PixelKnowledge:
         """Of one record, from its outputs alone."""
-        one = self._picked(slice(index, index + 1))
-        return replace(one, noise=(math.inf,) * len(self.noise), alone=False)
+        return self._picked(slice(index, index + 1)).of_outputs()
+
+    def of_outputs(self) -> PixelKnowledge:
+        """Without what the gradients say."""
+        return replace(self, noise=(math.inf,) * len(self.noise), alone=False)
 
     def at_features(self) -> PixelKnowledge:
         """As before any layer was solved for; of outputs alone."""
@@ -236,10 +240,15 @@ class PixelKnowledge:
 
     @staticmethod
     def _in_errors(values: Tensor) -> Tensor:
-        """Activations (b, *outputs) solved for, in units of their errors."""
+        """Activations (b, *outputs) solved for, in units of their largest errors."""
         # Inactive units are solved for as zero, so that negative values are errors; of each record.
-        error = -values.amin(dim=(1, 2, 3), keepdim=True)
-        return values / error.clamp_min(ROUNDING * values.amax()).clamp_min(1e-300)
+        rounding = max(ROUNDING * float(values.amax()), 1e-300)
+        negative = values.clamp_max(0.0).flatten(1)
+        usual = negative.norm(dim=1) / (negative < 0).sum(dim=1).clamp_min(1).sqrt()
+        usual = usual.clamp_min(rounding)
+        means, stds = averaged(values, usual)
+        largest = (-values.amin(dim=(1, 2, 3))).clamp_min(rounding)
+        return means / (stds * (largest / usual)[:, None, None, None])
 
     def gradient(self, level: int, delta: Tensor) -> tuple[Tensor, float]:
         """Of one layer's weight, and its noise, as if the first layer saw images in [0, 1]."""

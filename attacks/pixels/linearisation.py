@@ -32,14 +32,12 @@ class Linearised:
         deltas: gradients at each layer's outputs, after its ReLU.
         left: root mean square of each layer's gradient that noise does not explain, then of the
             outputs.
-        unexplained: of all, relative to what was received.
     """
 
     fires: Tensor
     masks: list[Tensor]
     deltas: list[Tensor]
     left: list[float]
-    unexplained: float
 
 
 def linearise(known: PixelKnowledge, images: Tensor) -> Linearised:
@@ -58,18 +56,15 @@ def linearise(known: PixelKnowledge, images: Tensor) -> Linearised:
             active, _ = settle_active(z, below, received, active, near)
         masks.insert(0, active.double())
         deltas.insert(0, below * active)
-    left, shares = [], []
+    left = []
     for level, (x, delta) in enumerate(zip([images, *activations], deltas, strict=False)):
         formed = (delta.flatten(2) @ layers[level].patches(x).double().mT).sum(dim=0)
         gradient, std = known.gradient(level, delta)
         missing = float((formed - gradient).square().mean())
         noise = 0.0 if known.alone else (NOISE_SLACK * std) ** 2
         left.append(max(missing - noise, 0.0) ** 0.5)
-        shares.append(left[-1] / float(gradient.square().mean().sqrt().clamp_min(1e-300)))
     left.append(float((activations[-1] - known.outputs).square().mean().sqrt()))
-    shares.append(left[-1] / float(known.outputs.square().mean().sqrt().clamp_min(1e-300)))
-    unexplained = sum(share**2 for share in shares) ** 0.5
-    return Linearised(fires, masks, deltas, left, unexplained)
+    return Linearised(fires, masks, deltas, left)
 
 
 def pixel_equations(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,10 +39,6 @@ PROGRESS = 0.7
 TRUST, DOUBT = 0.1, 10.0
 """Factors of the estimated noise that others' unknown parts of the gradients make: at first, and
 with every search in vain. The estimate is rough, and too much of it costs what is known."""
-
-FIRST_DAMPING, EASED, STIFFENED = 1.0, 0.6, 3.0
-"""Share of what is unexplained that counts as noise while active units are uncertain, at first, and
-its changes after a round that explains more and one that does not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +79,18 @@ def solve_pixels(
 
 
 class Found(NamedTuple):
-    """Images (b, C, H, W) in [0, 1], whether they explain all that is known, and iterations."""
+    """What a search ends with.
+
+    Attributes:
+        images: (b, C, H, W) in [0, 1].
+        explained: whether they explain all that is known.
+        contradicted: whether the equations contradict each other; the images are those at first.
+        iterations: spent.
+    """
 
     images: Tensor
     explained: bool
+    contradicted: bool
     iterations: int
 
 
@@ -101,6 +105,7 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     images, rest = known.images, known
     settled = torch.zeros(len(images), dtype=torch.bool)
     path, spent = _path(rest), 0
+    images = _guessed(path, images)
     level = len(path) - 1
     while spent < iterations:
         tried = path[level]
@@ -118,8 +123,9 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
         if bool(settled[rest.records].any()):
             rest = known.guessing(images).among(~settled)
             path, spent = _path(rest), 0
+            images = _guessed(path, images)
             level = len(path) - 1
-        elif not bool((misfit < PROGRESS * before).any()):
+        elif found.contradicted or not bool((misfit < PROGRESS * before).any()):
             if level == 0:
                 path = [rest, *(form.doubting(DOUBT) for form in path[1:])]
             level, spent = (level - 1) % len(path), spent + found.iterations
@@ -132,6 +138,13 @@ def _path(rest: PixelKnowledge) -> list[PixelKnowledge]:
     return [first, *(form.doubting(TRUST) for form in further)]
 
 
+def _guessed(path: Sequence[PixelKnowledge], images: Tensor) -> Tensor:
+    """Images (b, C, H, W) of all records with those guessed on the way down."""
+    for form in path:
+        images = images.index_copy(0, form.records, form.images)
+    return images
+
+
 def _search(known: PixelKnowledge, iterations: int) -> Found:
     """Up to so many iterations, or until the pixels contradict the equations for good."""
     problem, start = known.problem, known.images
@@ -141,21 +154,12 @@ def _search(known: PixelKnowledge, iterations: int) -> Found:
     free = ~seen.same.expand_as(start)
     start = torch.where(free, start, seen.inputs.to(start))
     search = SparseSearch(prior, start, free)
-    damping, best = FIRST_DAMPING, math.inf
-    kept = problem.rounded(start)
     spent = 0
     while spent < iterations:
         if not settled or spent == 0:
             images = problem.rounded(search.images)
             linear = linearise(known, images)
-            if linear.unexplained < best:
-                best, kept = linear.unexplained, images
-                damping = damping * EASED if spent else damping
-            else:
-                damping = damping * STIFFENED
-                search.images = kept
-                linear = linearise(known, kept)
-            equations = pixel_equations(known, linear, kept, prior.unit, damping)
+            equations = pixel_equations(known, linear, images, prior.unit, damping=1.0)
             search.forget()
 
         def done(images: Tensor, equations: PixelEquations = equations) -> bool:
@@ -172,15 +176,13 @@ def _search(known: PixelKnowledge, iterations: int) -> Found:
         if found is not None:
             polished = problem.grey and known.alone
             found = polish_levels(found, equations, LEVELS) if polished else found
-            return Found(found, True, spent)
+            return Found(found, True, False, spent)
         if settled and spent == PASS and equations.misfit(search.images) > CONTRADICTED:
-            break
+            return Found(start, False, True, spent)
     images = problem.rounded(search.images)
-    if not settled and linearise(known, images).unexplained > best:
-        images = kept
     if problem.grey:
         images = torch.cat([_corrected(known.only(i), images[[i]]) for i in range(len(images))])
-    return Found(images, False, spent)
+    return Found(images, False, False, spent)
 
 
 def _corrected(known: PixelKnowledge, images: Tensor) -> Tensor:
@@ -189,7 +191,7 @@ def _corrected(known: PixelKnowledge, images: Tensor) -> Tensor:
     misfit, tried = known.reproduced(images), 0
     while tried < len(forms) and REPRODUCED < misfit < NEARLY:
         form = forms[tried]
-        equations = pixel_equations(form, linearise(form, images), images, 1.0, 0.0)
+        equations = pixel_equations(form, linearise(form, images), images, 1.0, damping=0.0)
         better = correct_levels(images, equations, LEVELS)
         left = known.reproduced(better)
         if left < misfit / 2:

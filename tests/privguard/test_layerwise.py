@@ -11,8 +11,9 @@ import torch
 from attacks import Channel, Observation, Prior, Template, Transitions, get_attack
 from attacks.pixels import search
 from attacks.pixels.conv_chains import find_chain
+from attacks.pixels.conv_equations import Inverted
 from attacks.pixels.conv_features import hear_features
-from attacks.pixels.descent import descend
+from attacks.pixels.descent import descend, sketch
 from attacks.pixels.knowledge import PixelKnowledge
 from attacks.pixels.problem import PixelProblem
 from privguard.agents import Agent, make_agent
@@ -134,12 +135,33 @@ def test_a_layer_solved_for_wrongly_is_noticed_and_the_one_above_searched_from(
     wrong = descend_wrongly(known)[-1]
     assert wrong.depth == 1
     gave_up = search._search(wrong, 1000)
+    assert gave_up.contradicted
     assert not gave_up.explained
     assert gave_up.iterations == search.PASS
     monkeypatch.setattr(search, "descend", descend_wrongly)
     images, explained = search._settle(known, 1000)
     assert explained
     assert torch.equal(problem.states(images)[0], pong.z.state[110].float())
+
+
+def test_inputs_that_are_known_roughly_make_a_sketch(pong: Screen) -> None:
+    rows = [84, 110]
+    observation = pong.observe(rows)
+    chain, _ = find_chain(observation)
+    assert chain is not None
+    problem = PixelProblem.of(observation, chain, pong.prior)
+    heard = hear_features(observation, chain, problem.features[-1].flatten(1), seed=0)
+    known = PixelKnowledge.of(problem, observation, heard)
+    above, below = descend(known)[-2:]
+    blank = above.guessing(problem.average.expand_as(above.images))
+    errors = torch.tensor([0.001, 0.005], dtype=torch.float64)
+    noise = torch.randn(below.outputs.shape, generator=torch.Generator().manual_seed(0))
+    size = errors[:, None, None, None] * below.outputs.amax()
+    solved = Inverted(below.outputs + size / 3 * noise, errors, explained=True)
+    mean, *drawn = problem.states(torch.cat([blank.images[:1], sketch(blank, solved)]))
+    for row in rows:
+        truth = pong.z.state[row].float()
+        assert max(psnr(state, truth) for state in drawn) > psnr(mean, truth) + 6
 
 
 def test_records_that_the_dense_layers_cannot_tell_apart_share_one_answer() -> None:
