@@ -106,7 +106,7 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
     settled = torch.zeros(len(images), dtype=torch.bool)
     path, spent = _path(rest), 0
     images = _guessed(path, images)
-    level = len(path) - 1
+    level, idle = len(path) - 1, 0
     while spent < iterations:
         tried = path[level]
         sure = tried.alone and tried.depth == 1
@@ -114,12 +114,15 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
         found = _search(tried, iterations - spent if sure else min(PASS, iterations - spent))
         before, misfit = tried.reproduced(tried.images), tried.reproduced(found.images)
         nearer = misfit < before
+        idle = 0 if bool(nearer.any()) else idle + 1
         images = images.index_copy(0, tried.records[nearer], found.images[nearer])
         if found.explained and tried.alone:
             return images.index_copy(0, tried.records, found.images), True
         settled = settled.index_fill(0, tried.records[misfit <= REPRODUCED], True)
         if bool(settled.all()):
             return images, True
+        if idle == len(path) and all(form.alone for form in path):
+            break  # Nothing has changed, and nothing would.
         if bool(settled[rest.records].any()):
             rest = known.guessing(images).among(~settled)
             path, spent = _path(rest), 0
