@@ -80,7 +80,7 @@ def levels_figure(rows: Sequence[FrontierRow], *, release: ReleaseKind = "probe"
         axis = horizontal_axis(drawable)
         grid[1, 0].set_ylim(axis.low, axis.high)
     figure.legend(
-        handles=_legend(dashes),
+        handles=_legend(dashes, drawable),
         loc="outside lower center",
         ncols=min(6, int(width / LEGEND_COLUMN)),
         frameon=False,
@@ -198,17 +198,24 @@ def _level_axis(axes: Axes, rows: Sequence[FrontierRow]) -> None:
     axes.set_xlabel(f"{rows[0].level_name or 'level'} (more private →)", fontsize=10)
 
 
-def _legend(dashes: Mapping[str, Any]) -> list[Line2D]:
+def _legend(dashes: Mapping[str, Any], rows: Sequence[FrontierRow]) -> list[Line2D]:
+    """Entries for what ``rows`` show."""
     handles = [Line2D([], [], color=GREY, linewidth=2, marker="o", label="worst case")]
     handles += [
         Line2D([], [], color=GREY, linewidth=1.1, linestyle=dash, label=attack)
         for attack, dash in dashes.items()
     ]
-    return [
-        *handles,
-        Line2D([], [], color=INK, linewidth=1, label="undefended"),
-        Line2D([], [], color=GREY, marker="_", linestyle=(0, (1, 2)), label="at the floor"),
+    handles.append(Line2D([], [], color=INK, linewidth=1, label="undefended"))
+    if any(row.limit_ra is not None for row in rows):
+        floor = Line2D([], [], color=GREY, marker="_", linestyle=(0, (1, 2)), label="at the floor")
+        handles.append(floor)
+    handles += [
         Line2D([], [], color=INK, linewidth=1, linestyle=(0, (5, 3)), label="guess from the prior"),
         Line2D([], [], color=GREY, linewidth=1.2, linestyle=":", label="idle policy"),
-        Line2D([], [], color=GREY, marker="x", linestyle="none", label="collapsed or failed"),
     ]
+    if not all(row.usable for row in rows):
+        cross = Line2D(
+            [], [], color=GREY, marker="x", linestyle="none", label="collapsed or failed"
+        )
+        handles.append(cross)
+    return handles

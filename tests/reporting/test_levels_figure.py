@@ -2,6 +2,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from privguard.reporting.frontier import frontier_rows
+from privguard.reporting.frontier_row import FrontierRow
 from privguard.reporting.levels_figure import levels_figure
 from tests.reporting.record_factory import sweep
 
@@ -39,3 +40,20 @@ def test_the_legend_fits_beside_a_single_defence_and_tells_attacks_apart() -> No
     patterns = {str(handles[name]._unscaled_dash_pattern) for name in attacks}
     assert len(patterns) == len(attacks)
     plt.close(figure)
+
+
+def test_the_legend_names_only_what_is_drawn() -> None:
+    rows = [row for row in frontier_rows(*sweep()) if row.undefended or row.defense == "gaussian"]
+    ended_well = [row.model_copy(update={"state": "ok", "limit_ra": None}) for row in rows]
+    with_marks = [row.model_copy(update={"state": "diverged", "limit_ra": 0.5}) for row in rows]
+    plain, marked = (labels(chosen) for chosen in (ended_well, with_marks))
+    assert marked - plain == {"at the floor", "collapsed or failed"}
+    assert plain < marked
+
+
+def labels(rows: list[FrontierRow]) -> set[str]:
+    figure = levels_figure(rows)
+    (legend,) = figure.legends
+    found = {text.get_text() for text in legend.get_texts()}
+    plt.close(figure)
+    return found
