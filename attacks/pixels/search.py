@@ -30,7 +30,7 @@ NEARLY = 2e-3
 PASS = 5 * ROUND
 """Iterations before records that are found are held, and what they leave open is solved anew."""
 
-CONTRADICTED = 5e-3
+CONTRADICTED = 5e-4
 """Relative misfit to the first layer's equations that a search is left with if some are wrong."""
 
 PROGRESS = 0.7
