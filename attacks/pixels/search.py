@@ -121,17 +121,17 @@ def _settle(known: PixelKnowledge, iterations: int) -> tuple[Tensor, bool]:
         settled = settled.index_fill(0, tried.records[misfit <= REPRODUCED], True)
         if bool(settled.all()):
             return images, True
-        if idle == len(path) and all(form.alone for form in path):
-            break  # Nothing has changed, and nothing would.
         if bool(settled[rest.records].any()):
             rest = known.guessing(images).among(~settled)
             path, spent = _path(rest), 0
             images = _guessed(path, images)
-            level = len(path) - 1
+            level, idle = len(path) - 1, 0
         elif found.contradicted or not bool((misfit < PROGRESS * before).any()):
             if level == 0:
                 path = [rest, *(form.doubting(DOUBT) for form in path[1:])]
             level, spent = (level - 1) % len(path), spent + found.iterations
+            if idle == len(path) and all(form.alone for form in path):
+                break  # Nothing has changed, and nothing would.
     return images, False
 
 
