@@ -95,7 +95,8 @@ class PixelKnowledge:
             alone=True,
         )
         last = len(layers) - 1
-        outputs, certain = known._rectified(outputs, known.deltas, last, settle=True)
+        scaled = known._in_errors(outputs)
+        outputs, certain = known._rectified(outputs, scaled, known.deltas, last, settle=True)
         return replace(known, outputs=outputs, certain=certain, features=outputs)
 
     def guessing(self, images: Tensor) -> PixelKnowledge:
@@ -213,11 +214,11 @@ class PixelKnowledge:
         """
         layer, level = self.problem.layers[self.depth - 1], self.depth - 2
         deltas = layer.backward(self.deltas * (self.outputs > 0))
-        outputs, certain = self._rectified(inputs, deltas, level, settle=settle)
+        scaled = self._in_errors(inputs)
+        outputs, certain = self._rectified(inputs, scaled, deltas, level, settle=settle)
         found = replace(self, depth=level + 1, outputs=outputs, certain=certain, deltas=deltas)
         if settle:
             return found
-        scaled = self._in_errors(inputs)
         doubtful = (scaled > LEAST_ERRORS / 2) & (scaled < 2 * LEAST_ERRORS)
         everyone = torch.ones(len(inputs), dtype=torch.bool)
         formed = found._formed(everyone, doubtful)
@@ -227,10 +228,12 @@ class PixelKnowledge:
         return replace(found, noise=tuple(n**0.5 for n in noise))
 
     def _rectified(
-        self, values: Tensor, deltas: Tensor, level: int, *, settle: bool
+        self, values: Tensor, scaled: Tensor, deltas: Tensor, level: int, *, settle: bool
     ) -> tuple[Tensor, Tensor]:
-        """Activations (b, *outputs) of a layer, zero where inactive, and the channels sure."""
-        scaled = self._in_errors(values)
+        """Activations (b, *outputs) of a layer, zero where inactive, and the channels sure.
+
+        ``scaled`` are the ``values`` in units of their largest errors.
+        """
         active, received = scaled > LEAST_ERRORS, self.biases[level]
         certain = torch.ones(values.shape[1], dtype=torch.bool)
         if received is not None and settle:
